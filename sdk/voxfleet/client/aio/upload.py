@@ -1,0 +1,108 @@
+"""One upload: streamed, and resumed at the durable offset after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from voxfleet.client import names, port_aio
+from voxfleet.client.aio.calls import Calls
+from voxfleet.client.errors import NotFound, VoxfleetError, is_cut
+from voxfleet.client.source import CHUNK_BYTES, Source
+from voxfleet.v1 import audio_pb2, audio_pb2_grpc
+
+# What the server says of an upload that can go on once its durable offset has been asked for.
+_RESUMABLE_REASONS = frozenset({"UPLOAD_OFFSET_MISMATCH", "UPLOAD_INCOMPLETE"})
+
+
+class Uploader:
+    """Sends one source until the server has committed it.
+
+    Args:
+        calls: how to call.
+        source: the bytes.
+        opening: opens the upload; its ``upload_id`` names it, so that a cut stream can be found again.
+        progress: told of the bytes handed to the connection and of all bytes, after each chunk; in the
+            synchronous client it is called from a thread of gRPC's.
+        timeout_s: deadline of each stream.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        source: Source,
+        opening: audio_pb2.OpenUpload,
+        progress: Callable[[int, int], None] | None,
+        timeout_s: float,
+    ) -> None:
+        self._calls = calls
+        self._stub = audio_pb2_grpc.AudioServiceStub(calls.channel)
+        self._source = source
+        self._opening = opening
+        self._progress = progress
+        self._timeout_s = timeout_s
+        self._name = f"{opening.parent}/uploads/{opening.upload_id}"
+
+    async def run(self) -> audio_pb2.Audio:
+        """The committed audio. Resumes while that brings the durable offset forward."""
+        first = audio_pb2.UploadAudioRequest(open=self._opening)
+        offset = 0
+        failures = 0
+        while True:
+            try:
+                return await self._stub.UploadAudio(
+                    self._messages(first, offset), timeout=self._timeout_s, metadata=self._calls.headers()
+                )
+            except grpc.RpcError as failure:
+                error = self._calls.error(failure)
+                failures += 1
+                if not _can_resume(error) or failures >= self._calls.policy.attempts:
+                    raise error from failure
+            await port_aio.sleep(self._calls.policy.backoff_s(failures, error.retry_after_s))
+            upload = await self._find()
+            if upload is None:
+                first, offset = audio_pb2.UploadAudioRequest(open=self._opening), 0
+                continue
+            if upload.audio:
+                # It was the answer that got lost, not the bytes.
+                return await self._calls.unary(
+                    self._stub.GetAudio, audio_pb2.GetAudioRequest(name=upload.audio), safe=True
+                )
+            if upload.durable_offset > offset:
+                failures = 0
+            offset = upload.durable_offset
+            first = audio_pb2.UploadAudioRequest(
+                resume=audio_pb2.ResumeUpload(upload=self._name, offset=offset)
+            )
+
+    async def _find(self) -> audio_pb2.Upload | None:
+        request = audio_pb2.GetUploadRequest(name=self._name)
+        try:
+            return await self._calls.unary(self._stub.GetUpload, request, safe=True)
+        except NotFound:
+            # The stream was cut before the server had opened it.
+            return None
+
+    async def _messages(
+        self, first: audio_pb2.UploadAudioRequest, offset: int
+    ) -> AsyncIterator[audio_pb2.UploadAudioRequest]:
+        yield first
+        self._tell(offset)
+        while chunk := await port_aio.run_blocking(self._source.read_at, offset, CHUNK_BYTES):
+            yield audio_pb2.UploadAudioRequest(chunk=chunk)
+            offset += len(chunk)
+            self._tell(offset)
+
+    def _tell(self, offset: int) -> None:
+        if self._progress is not None:
+            self._progress(offset, self._source.size_bytes)
+
+
+def new_opening(parent: str, spec: audio_pb2.AudioSpec) -> audio_pb2.OpenUpload:
+    """Opens an upload under an id that the client made."""
+    return audio_pb2.OpenUpload(parent=parent, upload_id=names.new_upload_id(), audio=spec)
+
+
+def _can_resume(error: VoxfleetError) -> bool:
+    return is_cut(error) or error.reason in _RESUMABLE_REASONS

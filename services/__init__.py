@@ -1,0 +1,1 @@
+"""The services of Voxfleet; each is a process, none imports another."""

@@ -1,0 +1,1 @@
+"""The audio service: uploads, and what is measured of them."""

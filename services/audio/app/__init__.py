@@ -1,0 +1,1 @@
+"""The audio service's use cases."""

@@ -1,0 +1,1 @@
+"""Measures of audio: pure functions on arrays. ``whole.measure`` takes them all."""

@@ -1,0 +1,243 @@
+"""The ledger over gRPC: ``voxfleet.internal.v1.WorkService``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+
+from services.common.errors import Reason, VoxfleetError, unavailable
+from services.common.jobs.model import (
+    AudioOutput,
+    Capacity,
+    Checkpoint,
+    Fence,
+    Lease,
+    Outcome,
+    Progress,
+    Released,
+    StopKind,
+)
+from services.common.jobs.ports import WorkStream
+from services.common.jobs.tasks import Blob, load_task
+from services.common.rpc import status
+from voxfleet.internal.v1 import work_pb2, work_pb2_grpc
+from voxfleet.v1 import fleet_pb2, job_pb2
+
+_STOP_KINDS = {
+    work_pb2.NOTICE_KIND_CANCEL: StopKind.CANCEL,
+    work_pb2.NOTICE_KIND_LOST: StopKind.LOST,
+    work_pb2.NOTICE_KIND_YIELD: StopKind.YIELD,
+}
+
+
+class GrpcLedger:
+    """The ledger behind a channel."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, *, worker: str, queue: str, node: str, version: str
+    ) -> None:
+        """Makes the adapter.
+
+        Args:
+            channel: to metadata.
+            worker: unique per process start.
+            queue: whose jobs it takes.
+            node: where it runs.
+            version: its release.
+        """
+        self._stub = work_pb2_grpc.WorkServiceStub(channel)
+        self._hello = work_pb2.WorkerHello(worker=worker, queue=queue, node=node, version=version)
+
+    async def connect(self) -> WorkStream:
+        """Opens the work channel."""
+        stream = _GrpcWorkStream(self._stub.Work())
+        await stream.send(work_pb2.WorkRequest(hello=self._hello))
+        return stream
+
+    async def succeed(self, fence: Fence, outcome: Outcome) -> None:
+        """Ends an attempt well, or gives it back. Errors: LEASE_LOST."""
+        request = work_pb2.EndAttemptRequest(fence=fence_to_proto(fence))
+        if isinstance(outcome, Released):
+            request.released.message = outcome.message
+        else:
+            request.succeeded.metrics.update(outcome.metrics)
+            request.succeeded.weights = outcome.weights
+            request.succeeded.weights_trained = outcome.weights_trained
+            request.succeeded.audios.extend(_audio_to_proto(audio) for audio in outcome.audios)
+            for step, metrics in outcome.curve:
+                request.succeeded.curve.add(step=step, metrics=metrics)
+            if outcome.voice is not None:
+                request.succeeded.voice.CopyFrom(
+                    work_pb2.OutputVoice(
+                        package=blob_to_proto(outcome.voice.package),
+                        content_encoder=outcome.voice.content_encoder,
+                        rate_hz=outcome.voice.rate_hz,
+                        metrics=outcome.voice.metrics,
+                    )
+                )
+        await self._end(request)
+
+    async def fail(self, fence: Fence, error: VoxfleetError) -> None:
+        """Ends an attempt badly. Errors: LEASE_LOST."""
+        await self._end(
+            work_pb2.EndAttemptRequest(
+                fence=fence_to_proto(fence),
+                failed=work_pb2.AttemptFailed(
+                    error=status.to_proto(error), failure_class=error.failure.value
+                ),
+            )
+        )
+
+    async def cancelled(self, fence: Fence) -> None:
+        """Ends an attempt that was stopped as asked. Errors: LEASE_LOST."""
+        await self._end(
+            work_pb2.EndAttemptRequest(fence=fence_to_proto(fence), cancelled=work_pb2.AttemptCancelled())
+        )
+
+    async def record_checkpoint(self, fence: Fence, checkpoint: Checkpoint) -> list[str]:
+        """Makes a checkpoint's row; returns keys whose bytes may go. Errors: LEASE_LOST."""
+        record = work_pb2.CheckpointRecord(
+            blob=blob_to_proto(checkpoint.blob),
+            epoch=checkpoint.epoch,
+            step=checkpoint.step,
+            attempt=fence.attempt,
+        )
+        request = work_pb2.RecordCheckpointRequest(fence=fence_to_proto(fence), checkpoint=record)
+        try:
+            return list((await self._stub.RecordCheckpoint(request, timeout=30)).dropped_keys)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
+
+    async def _end(self, request: work_pb2.EndAttemptRequest) -> None:
+        try:
+            await self._stub.EndAttempt(request, timeout=30)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
+
+
+class _GrpcWorkStream:
+    def __init__(self, call: grpc.aio.StreamStreamCall[work_pb2.WorkRequest, work_pb2.WorkResponse]) -> None:
+        self._call = call
+        self._lock = asyncio.Lock()
+
+    async def send(self, request: work_pb2.WorkRequest) -> None:
+        try:
+            async with self._lock:
+                await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
+        except asyncio.InvalidStateError:  # the call has ended
+            raise unavailable(Reason.SERVICE_UNAVAILABLE, "the work channel has ended") from None
+
+    async def offer(self, capacity: Capacity, *, leases_seen: int) -> None:
+        nodes = [
+            fleet_pb2.Node(
+                name=node.name,
+                state=node.state,
+                gpus=node.gpus,
+                gpus_free=node.gpus_free,
+                cpus=node.cpus,
+                virtual_gpus=node.virtual_gpus,
+            )
+            for node in capacity.nodes
+        ]
+        await self.send(
+            work_pb2.WorkRequest(
+                capacity=work_pb2.WorkerCapacity(
+                    free=capacity.free,
+                    nodes=nodes,
+                    default_bundle=capacity.default_bundle,
+                    leases_seen=leases_seen,
+                )
+            )
+        )
+
+    async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> None:
+        request = work_pb2.WorkRequest()
+        for fence, progress in beats:
+            beat = request.heartbeats.heartbeats.add(fence=fence_to_proto(fence))
+            if progress is not None:
+                beat.progress.CopyFrom(progress_to_proto(progress))
+        await self.send(request)
+
+    async def messages(self) -> AsyncIterator[Lease | tuple[Fence, StopKind]]:
+        try:
+            async for response in self._call:
+                for lease in response.leases.leases:
+                    yield _lease_from_proto(lease)
+                for notice in response.notices.notices:
+                    if kind := _STOP_KINDS.get(notice.kind):
+                        yield fence_from_proto(notice.fence), kind
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from None
+
+    async def close(self) -> None:
+        self._call.cancel()
+
+
+def fence_to_proto(fence: Fence) -> work_pb2.Fence:
+    """The fence on the wire."""
+    return work_pb2.Fence(job_id=fence.job_id, attempt=fence.attempt, lease_token=fence.lease_token)
+
+
+def fence_from_proto(fence: work_pb2.Fence) -> Fence:
+    """The fence from the wire."""
+    return Fence(fence.job_id, fence.attempt, fence.lease_token)
+
+
+def blob_to_proto(blob: Blob) -> work_pb2.BlobRef:
+    """The blob on the wire."""
+    return work_pb2.BlobRef(
+        key=blob.key, sha256=blob.sha256, size_bytes=blob.size_bytes, media_type=blob.media_type
+    )
+
+
+def blob_from_proto(blob: work_pb2.BlobRef) -> Blob:
+    """The blob from the wire."""
+    return Blob(key=blob.key, sha256=blob.sha256, size_bytes=blob.size_bytes, media_type=blob.media_type)
+
+
+def progress_to_proto(progress: Progress) -> job_pb2.JobProgress:
+    """The snapshot on the wire."""
+    return job_pb2.JobProgress(
+        phase=progress.phase,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        percent=progress.percent,
+        metrics=progress.metrics,
+        message=progress.message,
+        remaining_s=progress.remaining_s,
+    )
+
+
+def _lease_from_proto(lease: work_pb2.Lease) -> Lease:
+    return Lease(
+        fence=fence_from_proto(lease.fence),
+        job=lease.job,
+        task=load_task(lease.task_json),
+        lease_s=lease.lease_s,
+        traceparent=lease.traceparent,
+        checkpoints=tuple(
+            Checkpoint(blob_from_proto(c.blob), c.epoch, c.step, c.attempt) for c in lease.checkpoints
+        ),
+    )
+
+
+def _audio_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
+    return work_pb2.OutputAudio(
+        blob=blob_to_proto(audio.blob),
+        duration_s=audio.duration_s,
+        rate_hz=audio.rate_hz,
+        channels=audio.channels,
+        codec=audio.codec,
+        display_name=audio.display_name,
+        engine=audio.engine,
+        weights=audio.weights,
+        weights_trained=audio.weights_trained,
+        weights_licence=audio.weights_licence,
+        seed=audio.seed,
+        voice=audio.voice,
+        source_audio=audio.source_audio,
+    )

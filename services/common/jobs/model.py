@@ -1,0 +1,143 @@
+"""Jobs as workers know them: plain data, no gRPC."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.common.jobs.tasks import Blob, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to work on a job, once; every write of an attempt carries it."""
+
+    job_id: str
+    attempt: int
+    lease_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A saved point of a training whose bytes are in S3."""
+
+    blob: Blob
+    epoch: int
+    step: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One job, leased to this worker for ``lease_s`` seconds from the last heartbeat."""
+
+    fence: Fence
+    job: str
+    task: Task
+    lease_s: float
+    traceparent: str = ""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Committed by earlier attempts, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt is: a snapshot. ``percent`` is of the whole job, ``remaining_s`` 0 if unknown."""
+
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    percent: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+    remaining_s: float = 0.0
+
+
+class StopKind(enum.Enum):
+    """Why an attempt must stop."""
+
+    CANCEL = "cancel"
+    """Someone cancelled the job."""
+    LOST = "lost"
+    """The lease is gone: another attempt may run already."""
+    YIELD = "yield"
+    """Higher work waits, or the job was paused: save and give back."""
+    SHUTDOWN = "shutdown"
+    """This process is stopping: save and give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a worker could take now, by job kind, and the Ray nodes that it sees."""
+
+    free: Mapping[str, int]
+    nodes: tuple[NodeFacts, ...] = ()
+    default_bundle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node of the Ray cluster."""
+
+    name: str
+    state: str
+    gpus: float
+    gpus_free: float
+    cpus: float
+    virtual_gpus: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AudioOutput:
+    """Audio that an attempt made; its bytes are in S3 already."""
+
+    blob: Blob
+    duration_s: float
+    rate_hz: int
+    channels: int
+    codec: str
+    display_name: str
+    engine: str
+    weights: str
+    weights_trained: bool
+    weights_licence: str
+    seed: int
+    voice: str
+    source_audio: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceOutput:
+    """A voice that an attempt trained; its package is in S3 already."""
+
+    package: Blob
+    content_encoder: str
+    rate_hz: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """An attempt that went well, with everything it made."""
+
+    audios: tuple[AudioOutput, ...] = ()
+    voice: VoiceOutput | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    weights: str = ""
+    weights_trained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """An attempt that was given back unharmed."""
+
+    message: str
+
+
+Outcome = Succeeded | Released
+
+
+class AttemptStopped(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by a handler that stopped because it was told to."""

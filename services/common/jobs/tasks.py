@@ -1,0 +1,169 @@
+"""What a worker is handed: the resolved task of a job.
+
+Metadata makes these in the submitting transaction (names resolved to bytes in S3, defaults filled
+in) and stores them as JSON in the job's row; a worker needs nothing else. Readers ignore fields that
+they do not know and writers give new fields defaults, so that two releases can work side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Blob(_Task):
+    """Bytes in S3: ``key``, SHA-256 (hexadecimal), size in bytes, media type."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+    media_type: str = "application/octet-stream"
+
+
+class Output(_Task):
+    """How the audio is to come; ``rate_hz`` 0 is the engine's own."""
+
+    format: Literal["wav", "flac", "mp3", "opus", "aac"] = "flac"
+    rate_hz: int = 0
+    bitrate_kbps: int = 0
+
+
+class SourceAudio(_Task):
+    """An audio of the team, by name, with its bytes."""
+
+    name: str
+    blob: Blob
+    duration_s: float
+    display_name: str = ""
+
+
+class TrainingParameters(_Task):
+    """How to train; an ``epochs``, ``preset`` or encoder of zero or empty is the worker's default."""
+
+    epochs: int = 0
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    save_every: int = 0
+    preset: str = ""
+    f0_method: str = "fcpe"
+    content_encoder: str = ""
+    gpus: int = 1
+    seed: int = 1234
+    max_steps: int = 0
+
+
+class TrainTask(_Task):
+    """Train an RVC voice."""
+
+    kind: Literal["rvc.train"] = "rvc.train"
+    team: str
+    voice: str
+    display_name: str = ""
+    audios: tuple[SourceAudio, ...]
+    parameters: TrainingParameters = TrainingParameters()
+
+
+class RvcVoice(_Task):
+    """A trained voice and its package."""
+
+    name: str
+    package: Blob
+
+
+class F5Voice(_Task):
+    """A zero-shot voice: its reference clip and what is said in it."""
+
+    name: str
+    reference: Blob
+    reference_text: str
+    languages: tuple[str, ...] = ()
+
+
+class ConversionParameters(_Task):
+    """How to convert; see ``voxfleet.v1.ConversionParameters``."""
+
+    pitch_shift: float = 0.0
+    index_rate: float = 0.5
+    filter_radius: int = 3
+    rms_mix_rate: float = 0.25
+    protect: float = 0.33
+    f0_method: str = ""
+    seed: int = 0
+
+
+class ConvertTask(_Task):
+    """Turn one recording into a trained voice."""
+
+    kind: Literal["rvc.convert"] = "rvc.convert"
+    team: str
+    audio: SourceAudio
+    voice: RvcVoice
+    parameters: ConversionParameters = ConversionParameters()
+    output: Output = Output()
+
+
+class SpeakingParameters(_Task):
+    """How to speak; see ``voxfleet.v1.SynthesisParameters``. A seed of 0 is chosen by the worker."""
+
+    steps: int = 16
+    speed: float = 1.0
+    seed: int = 0
+    cfg_strength: float = 2.0
+    duration_s: float = 0.0
+    language: str = ""
+
+
+class SpeakTask(_Task):
+    """Speak one text of a batch."""
+
+    kind: Literal["f5.item"] = "f5.item"
+    team: str
+    text: str
+    voice: F5Voice
+    parameters: SpeakingParameters = SpeakingParameters()
+    output: Output = Output()
+    display_name: str = ""
+
+
+class BatchTask(_Task):
+    """A batch: it is never leased, its items are."""
+
+    kind: Literal["batch"] = "batch"
+    team: str
+    item_kind: str
+
+
+class PullBundleTask(_Task):
+    """Bring a known bundle of weights into the store."""
+
+    kind: Literal["bundle.pull"] = "bundle.pull"
+    team: str
+    bundle: str
+    accepted_licence: bool = False
+
+
+Task = Annotated[
+    TrainTask | ConvertTask | SpeakTask | BatchTask | PullBundleTask, Field(discriminator="kind")
+]
+
+_ADAPTER: TypeAdapter[Task] = TypeAdapter(Task)
+
+
+def load_task(text: str | bytes) -> Task:
+    """The task that was stored as JSON. Errors: ValueError where it is none of ours."""
+    return _ADAPTER.validate_json(text)
+
+
+QUEUE_OF_KIND = {
+    "rvc.train": "trainer",
+    "rvc.convert": "inference",
+    "f5.item": "inference",
+    "bundle.pull": "inference",
+    "batch": "none",
+}
+"""Which queue of workers takes which kind of job; a batch itself is taken by none."""

@@ -1,0 +1,253 @@
+"""The worker loop: takes leases, runs their handlers, keeps them alive, ends them.
+
+It holds one work channel and opens it anew when it breaks; leases outlive the channel, so a restart
+of metadata loses no work. A lease that was not confirmed for its whole length is given up *by this
+side as well*: the handler is told LOST before another worker can have the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from services.common import telemetry
+from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.jobs.model import (
+    AttemptStopped,
+    Capacity,
+    Checkpoint,
+    Fence,
+    Lease,
+    Outcome,
+    Progress,
+    Released,
+    StopKind,
+)
+from services.common.jobs.ports import LedgerPort, WorkStream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One lease being worked on; what a handler is given."""
+
+    lease: Lease
+    _ledger: LedgerPort
+    _progress: Progress | None = None
+    _confirmed: float = field(default_factory=time.monotonic)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_kind: StopKind | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the handler has been told to stop."""
+        return self._stop.is_set()
+
+    async def wait_stop(self) -> StopKind:
+        """Waits until the handler is told to stop."""
+        await self._stop.wait()
+        assert self.stop_kind is not None
+        return self.stop_kind
+
+    def check_stop(self) -> None:
+        """Raises AttemptStopped where the handler has been told to stop."""
+        if self.stopping:
+            raise AttemptStopped
+
+    def report(self, progress: Progress) -> None:
+        """Keeps the newest snapshot; it travels with the next heartbeat."""
+        self._progress = progress
+
+    async def record_checkpoint(self, checkpoint: Checkpoint) -> list[str]:
+        """Makes a checkpoint's row; returns keys whose bytes may go. Errors: LEASE_LOST."""
+        return await self._ledger.record_checkpoint(self.lease.fence, checkpoint)
+
+    def tell_stop(self, kind: StopKind) -> None:
+        """Tells the handler to stop; a lost lease overrides any other reason."""
+        if self.stop_kind is None or kind is StopKind.LOST:
+            self.stop_kind = kind
+        self._stop.set()
+
+    def take_progress(self) -> Progress | None:
+        """The newest snapshot, once."""
+        progress, self._progress = self._progress, None
+        return progress
+
+    def confirm(self) -> None:
+        """Notes that the ledger has just been told of this lease."""
+        self._confirmed = time.monotonic()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the lease may have expired without our having heard."""
+        return time.monotonic() - self._confirmed > self.lease.lease_s
+
+
+Handler = Callable[[Attempt], Awaitable[Outcome]]
+
+
+class Worker:
+    """A worker process's loop over one queue."""
+
+    def __init__(
+        self,
+        ledger: LedgerPort,
+        handler: Handler,
+        capacity: Callable[[], Capacity],
+        *,
+        heartbeat_s: float = 1.0,
+        reconnect_s: float = 0.5,
+    ) -> None:
+        """Makes the loop; :meth:`run` runs it.
+
+        Args:
+            ledger: the ledger.
+            handler: does the work of one lease.
+            capacity: what could be taken now, running attempts accounted for.
+            heartbeat_s: between heartbeats; progress travels with them.
+            reconnect_s: before a broken channel is opened anew.
+        """
+        self._ledger = ledger
+        self._handler = handler
+        self._capacity = capacity
+        self._heartbeat_s = heartbeat_s
+        self._reconnect_s = reconnect_s
+        self._running: dict[Fence, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._draining = False
+        self._leases_seen = 0
+
+    @property
+    def running(self) -> int:
+        """Attempts being worked on."""
+        return len(self._running)
+
+    def wake(self) -> None:
+        """Says that the capacity may have changed."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Works until cancelled; opens the channel anew whenever it breaks."""
+        while True:
+            try:
+                stream = await self._ledger.connect()
+                log.info("work channel open")
+                await self._serve(stream)
+            except VoxfleetError as error:
+                log.warning("work channel: %s", error.message)
+            await asyncio.sleep(self._reconnect_s)
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Takes no more, lets handlers save and give back, at most ``grace_s`` seconds."""
+        self._draining = True
+        self._changed.set()
+        for attempt in self._running.values():
+            attempt.tell_stop(StopKind.SHUTDOWN)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _serve(self, stream: WorkStream) -> None:
+        self._leases_seen = 0
+        beats = asyncio.create_task(self._beat(stream))
+        try:
+            async for message in stream.messages():
+                if isinstance(message, Lease):
+                    self._leases_seen += 1
+                    self._begin(message)
+                else:
+                    fence, kind = message
+                    if attempt := self._running.get(fence):
+                        attempt.tell_stop(kind)
+        finally:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
+            await stream.close()
+
+    async def _beat(self, stream: WorkStream) -> None:
+        """Offers capacity when it changes, and heartbeats on time."""
+        while True:
+            capacity = Capacity({}) if self._draining else self._capacity()
+            await stream.offer(capacity, leases_seen=self._leases_seen)
+            for attempt in self._running.values():
+                if attempt.overdue:
+                    attempt.tell_stop(StopKind.LOST)
+            beats = [(fence, attempt.take_progress()) for fence, attempt in self._running.items()]
+            if beats:
+                await stream.heartbeat(beats)
+                for fence, _ in beats:
+                    if held := self._running.get(fence):
+                        held.confirm()
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._heartbeat_s)
+            except TimeoutError:
+                continue
+
+    def _begin(self, lease: Lease) -> None:
+        if lease.fence in self._running:
+            return
+        attempt = Attempt(lease, self._ledger)
+        self._running[lease.fence] = attempt
+        task = asyncio.create_task(self._work(attempt))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._changed.set()
+
+    async def _work(self, attempt: Attempt) -> None:
+        lease = attempt.lease
+        kind = lease.task.kind
+        try:
+            with telemetry.span(f"job {kind}", traceparent=lease.traceparent, job=lease.job):
+                await self._end(attempt, await self._outcome(attempt))
+        except VoxfleetError as error:
+            level = logging.INFO if error.reason is Reason.LEASE_LOST else logging.ERROR
+            log.log(level, "%s could not be ended: %s", lease.job, error.message)
+        finally:
+            self._running.pop(lease.fence, None)
+            self._changed.set()
+
+    async def _outcome(self, attempt: Attempt) -> Outcome | VoxfleetError:
+        """What became of the handler: an outcome, or the error to record."""
+        try:
+            return await self._handler(attempt)
+        except AttemptStopped:
+            return Released((attempt.stop_kind or StopKind.YIELD).value)
+        except VoxfleetError as error:
+            return error
+        except asyncio.CancelledError:
+            return Released("the worker was stopped")
+        except Exception as error:
+            log.exception("%s: unexpected error", attempt.lease.job)
+            return internal(f"{type(error).__name__}: {error}")
+
+    async def _end(self, attempt: Attempt, outcome: Outcome | VoxfleetError) -> None:
+        fence = attempt.lease.fence
+        if attempt.stop_kind is StopKind.LOST:
+            log.info("%s: lease lost, nothing committed", attempt.lease.job)
+            return
+        if isinstance(outcome, VoxfleetError):
+            await self._insist(lambda: self._ledger.fail(fence, outcome))
+        elif isinstance(outcome, Released) and attempt.stop_kind is StopKind.CANCEL:
+            await self._insist(lambda: self._ledger.cancelled(fence))
+        else:
+            await self._insist(lambda: self._ledger.succeed(fence, outcome))
+
+    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Calls until it is answered: finished work is not thrown away because metadata restarts."""
+        delay_s = 0.1
+        while True:
+            try:
+                await call()
+                return
+            except VoxfleetError as error:
+                if error.kind not in (Kind.UNAVAILABLE, Kind.DEADLINE):
+                    raise
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, 5.0)

@@ -1,0 +1,1 @@
+"""What the trainer and the inference service share about Ray: joining, failures, nodes."""

@@ -1,0 +1,106 @@
+"""Channels between services: retried where that is safe, with the service token and the trace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+from services.common.rpc.caller import TOKEN_HEADER, Caller, current_caller
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+# UNAVAILABLE alone is retried: the call did not reach a server that acted on it, or the server said so.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+        "loadBalancingConfig": [{"round_robin": {}}],
+    }
+)
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.service_config", _SERVICE_CONFIG),
+    # A service that was restarted must be found again within seconds.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+)
+
+
+def identity_headers(service_token: str, caller: Caller) -> tuple[tuple[str, str], ...]:
+    """The metadata that every call between services carries."""
+    return ((TOKEN_HEADER, service_token), *caller.headers())
+
+
+class _Identity:
+    """Adds the identity headers to a call's metadata."""
+
+    def __init__(self, service_token: str) -> None:
+        self._token = service_token
+
+    def details(self, found: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(found.metadata or ()))
+        for key, value in identity_headers(self._token, current_caller()):
+            metadata.add(key, value)
+        return grpc.aio.ClientCallDetails(
+            method=found.method,
+            timeout=found.timeout,
+            metadata=metadata,
+            credentials=found.credentials,
+            wait_for_ready=found.wait_for_ready,
+        )
+
+
+# grpc.aio files an interceptor under the first arity that its class fits: hence one class for each.
+class _UnaryUnary(_Identity, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.details(client_call_details), request)
+
+
+class _UnaryStream(_Identity, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self.details(client_call_details), request)
+
+
+class _StreamUnary(_Identity, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(self.details(client_call_details), request_iterator)
+
+
+class _StreamStream(_Identity, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(self.details(client_call_details), request_iterator)
+
+
+def service_channel(address: str, service_token: str) -> grpc.aio.Channel:
+    """A channel to another service, in the name of the present caller.
+
+    Args:
+        address: ``host:port``, or a gRPC target such as ``dns:///name:port``.
+        service_token: the secret that services show one another.
+    """
+    identity = [kind(service_token) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
+    return grpc.aio.insecure_channel(
+        address, options=OPTIONS, interceptors=[*aio_client_interceptors(), *identity]
+    )

@@ -1,0 +1,135 @@
+"""Errors to gRPC's rich status and back: the one table from kinds to codes (AIP-193)."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
+from voxfleet.v1 import error_pb2
+
+DOMAIN: Final = "voxfleet"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+CODE_OF_KIND: Final[dict[Kind, grpc.StatusCode]] = {
+    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Kind.CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Kind.ABORTED: grpc.StatusCode.ABORTED,
+    Kind.OUT_OF_RANGE: grpc.StatusCode.OUT_OF_RANGE,
+    Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Kind.CANCELLED: grpc.StatusCode.CANCELLED,
+    Kind.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
+    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+KIND_OF_CODE: Final = {code: kind for kind, code in CODE_OF_KIND.items()}
+
+
+def to_status(error: VoxfleetError, *, trace_id: str = "") -> status_pb2.Status:
+    """The rich status of an error: ErrorInfo and LocalizedMessage always, the others where they apply."""
+    metadata = dict(error.metadata)
+    if trace_id:
+        metadata["trace_id"] = trace_id
+    details: list[any_pb2.Any] = []
+    _add(details, error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata))
+    if error.violations:
+        _add(
+            details,
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in error.violations
+                ]
+            ),
+        )
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromTimedelta(datetime.timedelta(seconds=error.retry_after_s))
+        _add(details, error_details_pb2.RetryInfo(retry_delay=delay))
+    _add(details, error_details_pb2.LocalizedMessage(locale="en", message=error.user_message))
+    return status_pb2.Status(code=CODE_OF_KIND[error.kind].value[0], message=error.message, details=details)
+
+
+def trailers(error: VoxfleetError, *, trace_id: str = "") -> tuple[tuple[str, bytes], ...]:
+    """The trailing metadata that carries the rich status."""
+    return ((DETAILS_KEY, to_status(error, trace_id=trace_id).SerializeToString()),)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> VoxfleetError:
+    """The error that another service raised; a transport failure becomes SERVICE_UNAVAILABLE."""
+    kind = KIND_OF_CODE.get(error.code(), Kind.INTERNAL)
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            parsed = _from_status(status_pb2.Status.FromString(value), kind)
+            if parsed is not None:
+                return parsed
+    reasons = {
+        Kind.UNAVAILABLE: Reason.SERVICE_UNAVAILABLE,
+        Kind.DEADLINE: Reason.DEADLINE_EXCEEDED,
+        Kind.CANCELLED: Reason.CANCELLED,
+        Kind.EXHAUSTED: Reason.MESSAGE_TOO_LARGE,
+        Kind.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
+        Kind.UNIMPLEMENTED: Reason.FEATURE_NOT_BUILT,
+    }
+    return VoxfleetError(
+        reasons.get(kind, Reason.INTERNAL),
+        error.details() or error.code().name,
+        kind=kind,
+        retry_after_s=1.0 if kind is Kind.UNAVAILABLE else None,
+    )
+
+
+def _from_status(status: status_pb2.Status, kind: Kind) -> VoxfleetError | None:
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    local = error_details_pb2.LocalizedMessage()
+    for detail in status.details:
+        for message in (info, bad, retry, local):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    if info.domain != DOMAIN or info.reason not in Reason.__members__:
+        return None
+    retry_after_s = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
+    return VoxfleetError(
+        Reason(info.reason),
+        status.message,
+        kind=kind,
+        metadata=dict(info.metadata),
+        violations=[FieldViolation(v.field, v.description) for v in bad.field_violations],
+        retry_after_s=retry_after_s,
+        user_message=local.message,
+    )
+
+
+def to_proto(error: VoxfleetError, *, trace_id: str = "") -> error_pb2.Error:
+    """The error as it is kept with a resource."""
+    return error_pb2.Error(
+        reason=error.reason.value,
+        message=error.message,
+        user_message=error.user_message,
+        metadata=error.metadata,
+        trace_id=trace_id,
+    )
+
+
+def _add(
+    details: list[any_pb2.Any],
+    message: error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.RetryInfo
+    | error_details_pb2.LocalizedMessage,
+) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    details.append(packed)

@@ -1,0 +1,1 @@
+"""Model code shared by the services: engines and the bundles of weights they load."""

@@ -1,0 +1,100 @@
+"""ContentVec (Qian et al. 2022), a HuBERT fine-tuned to drop the speaker: what community voices expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import HubertModel
+
+from services.common.errors import Kind, Reason, VoxfleetError, invalid
+from services.engines.rvc.audio import Floats
+from services.engines.rvc.content import FRAME_SAMPLES
+
+_WINDOW_FRAMES = 1400
+_MARGIN_FRAMES = 50
+_RECEPTIVE_SAMPLES = 400
+_V1_LAYER = 9
+_HIDDEN = 768
+_V1_WIDTH = 256
+
+
+class ContentVec:
+    """Features at 50 Hz: layer 12, 768 wide (v2), or layer 9 projected to 256 (v1).
+
+    Audio is padded so that frame i is centred at sample ``320 * i``, and taken in windows of 28 s
+    with a second of context on either side.
+
+    Args:
+        folder: the model as ``transformers`` saves it (``config.json`` and its weights).
+        device: ``cpu`` or ``cuda``.
+        version: of RVC, 1 or 2.
+
+    Raises:
+        VoxfleetError: ``MODEL_CORRUPT`` where the folder is no such model.
+    """
+
+    def __init__(self, folder: Path, device: str, *, version: int = 2) -> None:
+        self.name = "contentvec" if version == 2 else "contentvec-v1"
+        self.width = _HIDDEN if version == 2 else _V1_WIDTH
+        try:
+            model = HubertModel.from_pretrained(str(folder), local_files_only=True)
+            self._projection = _final_projection(folder).to(device) if version == 1 else None
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise VoxfleetError(
+                Reason.MODEL_CORRUPT,
+                f"the ContentVec folder does not load as a HuBERT model: {error}",
+                kind=Kind.DATA_LOSS,
+                metadata={"model": self.name},
+            ) from error
+        if model.config.hidden_size != _HIDDEN:
+            raise invalid(
+                Reason.MODEL_CORRUPT,
+                f"ContentVec is {_HIDDEN} wide, this model is {model.config.hidden_size} wide",
+                model=self.name,
+            )
+        self._model = model.eval().to(device)
+        self._device = device
+
+    def encode(self, samples: Floats) -> Floats:
+        """Features ``[ceil(n / 320), width]`` of 16 kHz audio."""
+        frames = -(-len(samples) // FRAME_SAMPLES)
+        parts: list[Floats] = []
+        for first in range(0, frames, _WINDOW_FRAMES):
+            last = min(first + _WINDOW_FRAMES, frames)
+            begin, end = max(first - _MARGIN_FRAMES, 0), min(last + _MARGIN_FRAMES, frames)
+            parts.append(self._window(samples, begin, end)[first - begin : last - begin])
+        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+
+    def _window(self, samples: Floats, begin: int, end: int) -> Floats:
+        # The convolutions see 400 samples a frame and step by 320: half of 400 beyond the outer centres.
+        first = begin * FRAME_SAMPLES - _RECEPTIVE_SAMPLES // 2
+        last = (end - 1) * FRAME_SAMPLES + _RECEPTIVE_SAMPLES // 2
+        window = np.pad(samples[max(first, 0) : last], (max(-first, 0), max(last - len(samples), 0)))
+        with torch.inference_mode():
+            features = self._features(torch.from_numpy(window)[None].to(self._device))
+        return np.asarray(features.float().cpu().numpy(), dtype=np.float32)
+
+    def _features(self, wave: Tensor) -> Tensor:
+        if self._projection is None:
+            last: Tensor = self._model(wave).last_hidden_state[0]
+            return last
+        hidden: Tensor = self._model(wave, output_hidden_states=True).hidden_states[_V1_LAYER]
+        return cast(Tensor, self._projection(hidden)[0])
+
+
+def _final_projection(folder: Path) -> nn.Linear:
+    """The projection that HuBERT's pre-training ended in, which transformers leaves out and v1 reads."""
+    plain = folder / "model.safetensors"
+    weights = (
+        load_file(str(plain))
+        if plain.is_file()
+        else torch.load(str(folder / "pytorch_model.bin"), map_location="cpu", weights_only=True)
+    )
+    projection = nn.Linear(_HIDDEN, _V1_WIDTH)
+    projection.load_state_dict({name: weights[f"final_proj.{name}"] for name in ("weight", "bias")})
+    return projection.requires_grad_(False)

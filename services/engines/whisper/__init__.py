@@ -1,0 +1,1 @@
+"""Whisper base from registry packages: content features for RVC, and speech recognition."""

@@ -1,0 +1,1 @@
+"""What inference is plugged into: Ray, and metadata's catalogue."""

@@ -1,0 +1,63 @@
+"""The engines of this service and their parameters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class F5Parameters(BaseModel):
+    """How F5 speaks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: str = Field("balanced", description="fast (7 steps), balanced (16) or quality (32)")
+    steps: int = Field(16, ge=4, le=64, description="evaluations of the flow; overrides the preset")
+    speed: float = Field(1.0, ge=0.5, le=2.0, description="times the reference's pace")
+    seed: int = Field(0, ge=0, description="the same seed gives the same audio; 0 chooses one")
+    cfg_strength: float = Field(2.0, ge=0.0, le=5.0, description="how much to lean on the text and the clip")
+    duration_s: float = Field(0.0, ge=0.0, le=300.0, description="exactly this long; 0 for natural")
+    language: str = Field("", description="BCP-47; the voice's first language where empty")
+
+
+class RvcParameters(BaseModel):
+    """How RVC converts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pitch_shift: float = Field(0.0, ge=-24.0, le=24.0, description="semitones")
+    index_rate: float = Field(0.5, ge=0.0, le=1.0, description="share of the retrieved features")
+    filter_radius: int = Field(3, ge=0, le=7, description="frames of the median filter on the pitch")
+    rms_mix_rate: float = Field(
+        0.25, ge=0.0, le=1.0, description="1 keeps the output's loudness envelope, 0 gives it the input's"
+    )
+    protect: float = Field(0.33, ge=0.0, le=0.5, description="protects consonants; 0.5 turns it off")
+    f0_method: str = Field("", description="the voice's own where empty")
+    seed: int = Field(0, ge=0, description="the same seed gives the same audio")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """An engine as users see it; ``parameters`` is its parameter model."""
+
+    name: str
+    capabilities: tuple[str, ...]
+    description: str
+    parameters: type[BaseModel]
+
+    @property
+    def parameter_schema(self) -> str:
+        """JSON schema of the parameters."""
+        return json.dumps(self.parameters.model_json_schema(), sort_keys=True)
+
+
+ENGINES: tuple[EngineDescription, ...] = (
+    EngineDescription(
+        "f5", ("synthesize",), "F5-TTS: speaks text in the voice of a short reference clip.", F5Parameters
+    ),
+    EngineDescription(
+        "rvc", ("train", "convert"), "RVC v2: a voice trained on recordings, for converting others.", RvcParameters
+    ),
+)

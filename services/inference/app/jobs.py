@@ -1,0 +1,210 @@
+"""Leased jobs: texts of batches, conversions, bundles to pull."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.jobs.model import (
+    AttemptStopped,
+    AudioOutput,
+    Capacity,
+    NodeFacts,
+    Outcome,
+    Progress,
+    Succeeded,
+)
+from services.common.jobs.tasks import BatchTask, ConvertTask, PullBundleTask, SpeakTask, TrainTask
+from services.common.jobs.worker import Attempt
+from services.inference import metrics
+from services.inference.app.batching import SpeechBatcher
+from services.inference.app.bundles import Bundles
+from services.inference.app.languages import check_language
+from services.inference.app.pool import Pool
+from services.inference.calls import Advance, Convert, Made, Refused
+from services.inference.model import Rank
+
+T = TypeVar("T")
+
+# Where each phase begins and ends, in percent of a job.
+_SPANS = {
+    "fetch": (0.0, 5.0),
+    "load": (5.0, 10.0),
+    "convert": (10.0, 85.0),
+    "speak": (10.0, 85.0),
+    "encode": (85.0, 95.0),
+    "store": (95.0, 100.0),
+}
+_PULLS_AT_ONCE = 1
+_AHEAD = 2
+"""Batches of items held for each slot: one spoken, one waiting."""
+
+
+class Jobs:
+    """The worker's handler and its capacity.
+
+    Args:
+        f5: the pool that speaks.
+        rvc: the pool that converts.
+        bundles: for pulls.
+    """
+
+    def __init__(self, f5: Pool, rvc: Pool, bundles: Bundles) -> None:
+        self._f5 = f5
+        self._rvc = rvc
+        self._bundles = bundles
+        self._batcher = SpeechBatcher(f5)
+        self._running: Counter[str] = Counter()
+        self.nodes: tuple[NodeFacts, ...] = ()
+
+    def capacity(self) -> Capacity:
+        """What could be taken now."""
+        places = {
+            "f5.item": self._f5.places(batched=True) * _AHEAD,
+            "rvc.convert": self._rvc.places(),
+            "bundle.pull": _PULLS_AT_ONCE,
+        }
+        free = {kind: max(0, most - self._running[kind]) for kind, most in places.items()}
+        return Capacity(free, self.nodes, self._bundles.default_name)
+
+    async def __call__(self, attempt: Attempt) -> Outcome:
+        """Does the work of one lease; see :mod:`services.common.jobs.worker`."""
+        task = attempt.lease.task
+        with self._counted(task.kind):
+            match task:
+                case SpeakTask():
+                    return await _until_stopped(attempt, self._speak(attempt, task))
+                case ConvertTask():
+                    return await _until_stopped(attempt, self._convert(attempt, task))
+                case PullBundleTask():
+                    return await _until_stopped(attempt, self._pull(attempt, task))
+                case TrainTask() | BatchTask():
+                    raise internal(f"a job of kind {task.kind} was leased to the inference service")
+
+    async def _speak(self, attempt: Attempt, task: SpeakTask) -> Succeeded:
+        if not task.parameters.seed:
+            seeded = task.parameters.model_copy(update={"seed": new_seed()})
+            task = task.model_copy(update={"parameters": seeded})
+        made = await self._batcher.speak(
+            attempt.lease.job,
+            task,
+            check=lambda facts: check_language(task.parameters.language, task.voice.languages, facts),
+            advance=_reporter(attempt),
+        )
+        return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
+
+    async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
+        request = Convert(attempt.lease.job, task)
+        advance = _reporter(attempt)
+        for last in (False, True):
+            try:
+                made = await self._convert_once(request, advance)
+            except VoxfleetError as error:
+                if last or error.reason is not Reason.WORKER_LOST:
+                    raise
+            else:
+                name = task.audio.display_name or task.audio.name.rpartition("/")[2]
+                return _succeeded(made, "rvc", task.voice.name, name, task.audio.name)
+        raise AssertionError("unreachable")
+
+    async def _convert_once(self, request: Convert, advance: Callable[[Advance], None]) -> Made:
+        async with self._rvc.call(lambda _: request, Rank.CONVERSION) as running:
+            assert running is not None
+            async for event in running.events():
+                match event:
+                    case Advance():
+                        advance(event)
+                    case Made():
+                        made = event
+                    case Refused(error=error):
+                        raise error
+            return made
+
+    async def _pull(self, attempt: Attempt, task: PullBundleTask) -> Succeeded:
+        def advance(phase: str, share: float, message: str) -> None:
+            # The store's copy is a tenth of the way.
+            percent = 90 * share if phase == "pull" else 90 + 10 * share
+            attempt.report(Progress(phase, percent=percent, message=message))
+
+        manifest = await self._bundles.pull(
+            task.bundle, team=task.team, accepted=task.accepted_licence, advance=advance
+        )
+        return Succeeded(weights=manifest.name, weights_trained=manifest.trained)
+
+    @contextmanager
+    def _counted(self, kind: str) -> Any:
+        engine = {"f5.item": "f5", "rvc.convert": "rvc"}.get(kind, "none")
+        self._running[kind] += 1
+        try:
+            yield
+        except BaseException as error:
+            outcome = "cancelled" if isinstance(error, AttemptStopped) else metrics.outcome_of(error)
+            metrics.CALLS.labels(engine, kind, outcome).inc()
+            raise
+        else:
+            metrics.CALLS.labels(engine, kind, "ok").inc()
+        finally:
+            self._running[kind] -= 1
+
+
+def new_seed() -> int:
+    """A seed for a request that names none: never 0, which would mean so again."""
+    return secrets.randbelow(2**31 - 1) + 1
+
+
+async def _until_stopped(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
+    """Does the work, unless the attempt is told to stop first; then the work is cancelled."""
+    working = asyncio.create_task(work)
+    told = asyncio.create_task(attempt.wait_stop())
+    try:
+        await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise AttemptStopped
+    finally:
+        told.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+def _reporter(attempt: Attempt) -> Callable[[Advance], None]:
+    def report(event: Advance) -> None:
+        low, high = _SPANS[event.phase]
+        attempt.report(Progress(event.phase, percent=low + (high - low) * event.share))
+
+    return report
+
+
+def _succeeded(made: Made, engine: str, voice: str, display_name: str, source: str) -> Succeeded:
+    if made.duration_s <= 0:
+        reason = Reason.SYNTHESIS_FAILED if engine == "f5" else Reason.CONVERSION_FAILED
+        raise VoxfleetError(reason, "the engine made no sound", kind=Kind.INTERNAL)
+    rtf = made.work_s / made.duration_s
+    metrics.RTF.labels(engine, "batch").observe(rtf)
+    audio = AudioOutput(
+        blob=made.blob,
+        duration_s=made.duration_s,
+        rate_hz=made.rate_hz,
+        channels=made.channels,
+        codec=made.codec,
+        display_name=display_name,
+        engine=engine,
+        weights=made.weights.name,
+        weights_trained=made.weights.trained,
+        weights_licence=made.weights.licence,
+        seed=made.seed,
+        voice=voice,
+        source_audio=source,
+    )
+    return Succeeded(
+        audios=(audio,),
+        metrics={"rtf": rtf, "work_s": made.work_s, "audio_s": made.duration_s},
+        weights=made.weights.name,
+        weights_trained=made.weights.trained,
+    )

@@ -1,0 +1,408 @@
+"""One pool: replicas kept as ``model`` decides, slots given out, calls ended for certain.
+
+Everything runs on one event loop. :meth:`Pool.step` carries out what ``model`` decides at once; what
+takes time (loading, health checks, a call that is asked to stop) runs in tasks that call it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.common.errors import Kind, Reason, VoxfleetError, internal, unavailable
+from services.inference import metrics
+from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+from services.inference.model import (
+    Drain,
+    PoolPlan,
+    Rank,
+    Replica,
+    ReplicaState,
+    Start,
+    Stop,
+    assign,
+    back_off_s,
+    expected_wait_s,
+    places,
+    reconcile,
+)
+from services.inference.ports import Call, Engine, Executor
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_SMOOTHING = 0.2
+
+
+@dataclass(eq=False)
+class _Member:
+    """A replica that is kept: what is seen of it, and the process itself."""
+
+    number: int
+    generation: int
+    engine: Engine
+    since_s: float
+    checked_s: float
+    state: ReplicaState = ReplicaState.STARTING
+    facts: EngineFacts | None = None
+    busy: int = 0
+    missed: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def seen(self) -> Replica:
+        slots = self.facts.slots if self.facts is not None else 0
+        return Replica(
+            self.number, self.generation, self.state, slots, self.busy, self.since_s, self.missed
+        )
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A request that waits for a slot."""
+
+    number: int
+    rank: Rank
+    given: asyncio.Future[_Member]
+
+
+class Running:
+    """A call in its slot.
+
+    Args:
+        facts: of the replica that runs it.
+        waited_s: for the slot.
+    """
+
+    def __init__(self, call: Call, facts: EngineFacts, waited_s: float) -> None:
+        self._call = call
+        self.facts = facts
+        self.waited_s = waited_s
+        self.ended = False
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What the engine sends; see :meth:`ports.Call.events`."""
+        try:
+            async for event in self._call.events():
+                yield event
+        except VoxfleetError:
+            self.ended = True
+            raise
+        self.ended = True
+
+
+class Pool:
+    """The replicas of one engine.
+
+    Args:
+        plan: how it is run.
+        executor: where replicas run.
+        clock: seconds, monotonic.
+        health_s: between two health checks of a replica.
+        health_limit_s: how long an answer may take.
+        stop_grace_s: how long a call may take to end when it is asked to; then its replica is replaced.
+    """
+
+    def __init__(
+        self,
+        plan: PoolPlan,
+        executor: Executor,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        health_s: float = 5.0,
+        health_limit_s: float = 10.0,
+        stop_grace_s: float = 10.0,
+    ) -> None:
+        self.plan = plan
+        self._executor = executor
+        self._clock = clock
+        self._health_s = health_s
+        self._health_limit_s = health_limit_s
+        self._stop_grace_s = stop_grace_s
+        self._spec: EngineSpec | None = None
+        self._generation = 0
+        self._members: dict[int, _Member] = {}
+        self._tickets: list[_Ticket] = []
+        self._numbers = 0
+        self._failures = 0
+        self._start_from_s = 0.0
+        self._broken: VoxfleetError | None = None
+        self._call_s = 1.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: list[Callable[[], None]] = []
+
+    # ---- what is seen of it
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The replicas there are."""
+        return tuple(member.seen() for member in self._members.values())
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        """Of the newest ready replica; None while there is none."""
+        ready = [member for member in self._members.values() if member.state is ReplicaState.READY]
+        return max(ready, key=lambda member: member.number).facts if ready else None
+
+    @property
+    def broken(self) -> VoxfleetError | None:
+        """Why the last replica could not be started; None where it could."""
+        return self._broken
+
+    def places(self, *, batched: bool = False) -> int:
+        """How many leased jobs it can hold, running ones included; see ``model.places``."""
+        if self._spec is None or self._broken is not None:
+            return 0
+        facts = self.facts
+        return places(self.plan, self.replicas, facts.batch if facts is not None and batched else 1)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls ``listener`` whenever slots or replicas may have changed."""
+        self._listeners.append(listener)
+
+    # ---- its life
+
+    def use(self, spec: EngineSpec) -> None:
+        """Says what replicas are to hold; those that hold something else are replaced."""
+        if spec != self._spec:
+            self._spec = spec
+            self._generation += 1
+            self._broken, self._failures, self._start_from_s = None, 0, 0.0
+            self.step()
+
+    async def run(self) -> None:
+        """Keeps the replicas until cancelled; then ends them all."""
+        try:
+            while True:
+                self.step()
+                self._check_all()
+                await asyncio.sleep(_TICK_S)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends every replica."""
+        for member in list(self._members.values()):
+            self._drop(member, "closed")
+
+    def step(self) -> None:
+        """Starts, drains and stops replicas, and gives slots to those who wait."""
+        if self._spec is not None:
+            self._reconcile(self._spec)
+        tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
+        waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
+        for number, replica in assign(self.plan, waiting, self.replicas).items():
+            member = self._members[replica]
+            member.busy += 1
+            tickets[number].given.set_result(member)
+        self._measure()
+        for listener in self._listeners:
+            listener()
+
+    def _reconcile(self, spec: EngineSpec) -> None:
+        now_s = self._clock()
+        waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
+        actions = reconcile(
+            self.plan, self._generation, self.replicas, waiting, now_s, self._start_from_s
+        )
+        for action in actions:
+            match action:
+                case Start():
+                    self._start(spec)
+                case Drain(number, reason):
+                    member = self._members[number]
+                    log.info("%s replica %d drains: %s", self.plan.role, number, reason)
+                    member.state, member.since_s = ReplicaState.DRAINING, now_s
+                    if member.busy == 0:
+                        self._drop(member, reason)
+                case Stop(number, reason):
+                    self._drop(self._members[number], reason)
+
+    def _start(self, spec: EngineSpec) -> None:
+        self._numbers += 1
+        now_s = self._clock()
+        log.info("%s replica %d starts", self.plan.role, self._numbers)
+        member = _Member(self._numbers, self._generation, self._executor.start(spec), now_s, now_s)
+        self._members[member.number] = member
+        self._spawn(self._bring_up(member), member.tasks)
+
+    async def _bring_up(self, member: _Member) -> None:
+        try:
+            facts = await member.engine.ready()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on without this replica
+            known = error if isinstance(error, VoxfleetError) else internal(f"{type(error).__name__}: {error}")
+            self._failures += 1
+            self._start_from_s = self._clock() + back_off_s(self._failures)
+            self._broken = known
+            log.error("%s replica %d does not start: %s", self.plan.role, member.number, known.message)
+            self._drop(member, "start failed")
+        else:
+            self._failures, self._broken = 0, None
+            member.facts, member.state, member.since_s = facts, ReplicaState.READY, self._clock()
+            log.info(
+                "%s replica %d is ready on %s (%s): %s, %d slots",
+                *(self.plan.role, member.number, facts.node, facts.device, facts.weights.label, facts.slots),
+            )
+        self.step()
+
+    def _check_all(self) -> None:
+        now_s = self._clock()
+        for member in self._members.values():
+            if member.state is not ReplicaState.STARTING and now_s - member.checked_s >= self._health_s:
+                member.checked_s = now_s + self._health_limit_s
+                self._spawn(self._check(member), member.tasks)
+
+    async def _check(self, member: _Member) -> None:
+        try:
+            await asyncio.wait_for(member.engine.check(), self._health_limit_s)
+            member.missed = 0
+        except TimeoutError:
+            member.missed += 1
+            log.warning("%s replica %d misses a health check", self.plan.role, member.number)
+        except VoxfleetError as error:
+            log.warning("%s replica %d is lost: %s", self.plan.role, member.number, error.message)
+            self._drop(member, "died")
+        member.checked_s = self._clock()
+        self.step()
+
+    def _drop(self, member: _Member, reason: str) -> None:
+        if self._members.pop(member.number, None) is None:
+            return
+        log.info("%s replica %d ends: %s", self.plan.role, member.number, reason)
+        metrics.ENDED.labels(self.plan.role, reason).inc()
+        member.engine.end()
+        current = asyncio.current_task()
+        for task in member.tasks:
+            if task is not current:
+                task.cancel()
+
+    # ---- calls
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, make: Callable[[EngineFacts], Request | None], rank: Rank
+    ) -> AsyncIterator[Running | None]:
+        """A slot, with a call in it, for as long as the context lasts.
+
+        A context that is left before its call has ended asks the call to stop; the slot is given on
+        when it has, or with the replica's successor where it does not stop in time.
+
+        Args:
+            make: makes the request once there is a slot; None for nothing to do after all.
+            rank: who goes first.
+
+        Errors: QUEUE_FULL and SERVICE_UNAVAILABLE (interactive only); what ``make`` raises; WORKER_LOST
+        and the engine's own from :meth:`Running.events`.
+        """
+        began_s = self._clock()
+        member = await self._acquire(rank)
+        held = True
+        call_s = self._clock()
+        try:
+            assert member.facts is not None
+            waited_s = call_s - began_s
+            metrics.WAIT_SECONDS.labels(self.plan.role, rank.name.lower()).observe(waited_s)
+            request = make(member.facts)
+            if request is None:
+                yield None
+                return
+            call = member.engine.call(request)
+            running = Running(call, member.facts, waited_s)
+            try:
+                yield running
+            except VoxfleetError as error:
+                if error.reason is Reason.WORKER_LOST:
+                    self._drop(member, "died")
+                raise
+            finally:
+                if running.ended:
+                    self._call_s += _SMOOTHING * (self._clock() - call_s - self._call_s)
+                else:
+                    held = False
+                    self._spawn(self._finish(member, call), self._tasks)
+        finally:
+            if held:
+                self._release(member)
+
+    async def _acquire(self, rank: Rank) -> _Member:
+        self._numbers += 1
+        ticket = _Ticket(self._numbers, rank, asyncio.get_running_loop().create_future())
+        ahead = sum(1 for other in self._tickets if other.rank is Rank.INTERACTIVE and not other.given.done())
+        self._tickets.append(ticket)
+        try:
+            self.step()
+            if rank is not Rank.INTERACTIVE:
+                return await ticket.given
+            if not ticket.given.done() and ahead >= self.plan.queue_limit:
+                raise self._full(ahead)
+            return await asyncio.wait_for(ticket.given, self.plan.queue_wait_s)
+        except TimeoutError:
+            raise self._full(ahead) from None
+        except BaseException:
+            # Given and cancelled at once: the slot must not be lost.
+            if ticket.given.done() and not ticket.given.cancelled():
+                self._release(ticket.given.result())
+            raise
+        finally:
+            ticket.given.cancel()
+            self._tickets.remove(ticket)
+            self._measure()
+
+    def _full(self, ahead: int) -> VoxfleetError:
+        if self._broken is not None and self.facts is None:
+            return unavailable(
+                Reason.SERVICE_UNAVAILABLE,
+                f"no {self.plan.role} engine runs: {self._broken.message}",
+                retry_after_s=10.0,
+                engine=self.plan.role,
+            )
+        slots = sum(replica.slots for replica in self.replicas)
+        return VoxfleetError(
+            Reason.QUEUE_FULL,
+            f"all {slots} slots of the {self.plan.role} pool are taken and {ahead} requests wait; try again later",
+            kind=Kind.EXHAUSTED,
+            metadata={"engine": self.plan.role, "waiting": ahead, "slots": slots},
+            retry_after_s=expected_wait_s(ahead, slots, self._call_s),
+            user_message="All voices are busy at the moment. Please try again shortly.",
+        )
+
+    async def _finish(self, member: _Member, call: Call) -> None:
+        """Sees a call to its end, or else to its replica's."""
+        try:
+            async with asyncio.timeout(self._stop_grace_s):
+                await call.stop()
+                await call.ended()
+        except TimeoutError:
+            log.warning("%s replica %d does not stop its call", self.plan.role, member.number)
+            self._drop(member, "did not stop")
+        except VoxfleetError as error:
+            log.info("%s replica %d: a stopped call: %s", self.plan.role, member.number, error.message)
+        finally:
+            self._release(member)
+
+    def _release(self, member: _Member) -> None:
+        member.busy -= 1
+        member.since_s = self._clock()
+        self.step()
+
+    # ---- small things
+
+    def _spawn(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
+
+    def _measure(self) -> None:
+        role = self.plan.role
+        seen = self.replicas
+        for state in ReplicaState:
+            metrics.REPLICAS.labels(role, state).set(sum(1 for replica in seen if replica.state is state))
+        ready = [replica for replica in seen if replica.state is ReplicaState.READY]
+        used = sum(replica.busy for replica in seen)
+        metrics.SLOTS.labels(role, "used").set(used)
+        metrics.SLOTS.labels(role, "free").set(sum(replica.slots - replica.busy for replica in ready))
+        metrics.WAITING.labels(role).set(sum(1 for ticket in self._tickets if not ticket.given.done()))

@@ -1,0 +1,174 @@
+"""What an engine replica is asked for, and what it answers: plain data that crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.errors import VoxfleetError
+from services.common.jobs.tasks import Blob, ConvertTask, F5Voice, SpeakingParameters, SpeakTask
+from services.engines.bundles.manifest import Manifest
+from services.inference.model import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What made an output, as its provenance says it.
+
+    Args:
+        name: of the bundle or the voice.
+        trained: whether the weights were ever trained.
+        licence: SPDX id of their licence; empty where nobody stated one.
+    """
+
+    name: str
+    trained: bool
+    licence: str
+
+    @property
+    def label(self) -> str:
+        """The name as people read it: it says so where the weights are untrained."""
+        return self.name if self.trained else f"{self.name} (untrained weights)"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a replica is to hold.
+
+    Args:
+        role: the engine.
+        bundle: the weights (F5): a stored bundle's complete manifest, or None for the small random ones,
+            which the replica makes itself.
+        contentvec: the stored ContentVec bundle, where there is one (RVC).
+    """
+
+    role: Role
+    bundle: Manifest | None = None
+    contentvec: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """A replica that is ready.
+
+    Args:
+        role: the engine.
+        weights: of its bundle (F5), or nothing in particular (RVC: each voice has its own).
+        languages: BCP-47 tags that the weights were made for; empty where that does not apply.
+        device: ``cuda`` or ``cpu``.
+        slots: calls that it takes at once.
+        batch: items that it speaks in one call.
+        node: where it runs.
+        pid: its process there.
+    """
+
+    role: Role
+    weights: Weights
+    languages: tuple[str, ...]
+    device: str
+    slots: int
+    batch: int
+    node: str
+    pid: int
+
+
+# ---- requests
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpeech:
+    """Speak one text, piece by piece.
+
+    Args:
+        text: what to say.
+        voice: in whose voice.
+        parameters: how; its seed is not 0.
+        rate_hz: of the samples; 0 for the engine's own.
+    """
+
+    text: str
+    voice: F5Voice
+    parameters: SpeakingParameters
+    rate_hz: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechItem:
+    """One text of a batch, for the job ``job``; the task's seed is not 0."""
+
+    job: str
+    task: SpeakTask
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakItems:
+    """Speak texts together; each succeeds or fails alone."""
+
+    items: tuple[SpeechItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """Turn one recording into a trained voice, for the job ``job``."""
+
+    job: str
+    task: ConvertTask
+
+
+Request = StreamSpeech | SpeakItems | Convert
+
+
+# ---- events, in the order in which a call sends them
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far an item is: ``phase`` is fetch, load, convert or speak, encode, store; ``share`` 0..1 of it."""
+
+    phase: str
+    share: float = 0.0
+    item: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The text is sound and its speech begins: samples a second, chunks of text, seed, weights."""
+
+    rate_hz: int
+    chunks: int
+    seed: int
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Pcm:
+    """The next samples: signed 16-bit little-endian mono; ``work_s`` is what they cost."""
+
+    data: bytes
+    samples: int
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An item's audio is in the store."""
+
+    blob: Blob
+    duration_s: float
+    rate_hz: int
+    channels: int
+    codec: str
+    seed: int
+    weights: Weights
+    work_s: float
+    item: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An item failed; the others of the call go on."""
+
+    error: VoxfleetError
+    item: int = 0
+
+
+Event = Advance | Opened | Pcm | Made | Refused

@@ -1,0 +1,262 @@
+"""What an F5 replica does: keeps one bundle and the prepared reference clips, and speaks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from services.common.artifacts.ports import ArtifactStore
+from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.jobs.tasks import F5Voice, SpeakingParameters
+from services.common.media.decode import decode
+from services.common.media.resample import StreamResampler
+from services.engines.bundles.cache import BundleCache, open_from
+from services.engines.bundles.manifest import read_manifest
+from services.engines.f5 import small
+from services.engines.f5.planning import RATE_HZ, Plan, Reference, SynthesisItem
+from services.engines.f5.reference import prepare
+from services.engines.f5.synthesis import STREAM_CHUNK_S, F5Model, Synthesis
+from services.inference.calls import (
+    Advance,
+    EngineFacts,
+    EngineSpec,
+    Opened,
+    Pcm,
+    Refused,
+    Request,
+    SpeakItems,
+    SpeechItem,
+    StreamSpeech,
+    Weights,
+)
+from services.inference.engine.blobs import ensure_bundle, fetch, keep_audio, pcm16, provenance_tags, team_id
+from services.inference.engine.running import Emit, Stopped, stopped_error
+from services.inference.model import Role
+
+_REFERENCES = 128
+_WARM_UP_TEXT = "Ready."
+_SMALL = "f5-small-random"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechLimits:
+    """How much an F5 replica takes on at once; 0 means what suits its device."""
+
+    slots: int = 0
+    batch: int = 0
+
+
+class SpeechBody:
+    """An F5 bundle that speaks.
+
+    Args:
+        spec: which bundle.
+        store: for reference clips, outputs and the bundle.
+        cache_dir: of the node.
+        limits: how much at once.
+
+    Raises:
+        VoxfleetError: MODEL_CORRUPT, ARTIFACT_NOT_FOUND, STORAGE_UNAVAILABLE.
+    """
+
+    def __init__(
+        self, spec: EngineSpec, store: ArtifactStore, cache_dir: Path, limits: SpeechLimits
+    ) -> None:
+        self._store = store
+        directory = small_bundle(cache_dir) if spec.bundle is None else ensure_bundle(store, spec.bundle, cache_dir)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # The cache has just hashed what it fetched; the small bundle is hashed as it is made.
+        self._model = F5Model.load(directory, device=device, check=False)
+        self._references: OrderedDict[tuple[str, str], Reference] = OrderedDict()
+        self._lock = threading.Lock()
+        manifest = self._model.manifest
+        on_gpu = device == "cuda"
+        self.facts = EngineFacts(
+            role=Role.F5,
+            weights=Weights(manifest.name, manifest.trained, manifest.licence),
+            languages=manifest.languages,
+            device=device,
+            slots=limits.slots or (5 if on_gpu else 1),
+            batch=limits.batch or (8 if on_gpu else 1),
+            node=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._warm_up()
+
+    def run(self, request: Request, emit: Emit, stopped: Stopped) -> None:
+        """See :class:`~services.inference.engine.running.Body`."""
+        match request:
+            case StreamSpeech():
+                self._stream(request, emit, stopped)
+            case SpeakItems():
+                self._speak(request.items, emit, stopped)
+            case _:
+                raise internal(f"an F5 replica was asked to {type(request).__name__}")
+
+    def _stream(self, request: StreamSpeech, emit: Emit, stopped: Stopped) -> None:
+        emit(Advance("fetch"))
+        item = self._item(request.text, request.voice, request.parameters)
+        rate_hz = request.rate_hz or RATE_HZ
+        chunks = len(self._model.plan(item, chunk_s=STREAM_CHUNK_S).segments)
+        resampler = StreamResampler(1, RATE_HZ, rate_hz) if rate_hz != RATE_HZ else None
+        with closing(self._model.stream(item, cancelled=stopped)) as pieces:  # type: ignore[type-var]
+            emit(Opened(rate_hz, chunks, item.seed, self.facts.weights))
+            for number, piece in enumerate(pieces, start=1):
+                samples = piece.audio
+                if resampler is not None:
+                    samples = resampler(samples[None], last=number == chunks)[0]
+                if len(samples):
+                    emit(Pcm(pcm16(samples), len(samples), piece.stats.wall_s))
+                if stopped():
+                    raise stopped_error()
+
+    def _speak(self, items: Sequence[SpeechItem], emit: Emit, stopped: Stopped) -> None:
+        plans: list[tuple[int, Plan]] = []
+        for index, one in enumerate(items):
+            emit(Advance("fetch", item=index))
+            try:
+                item = self._item(one.task.text, one.task.voice, one.task.parameters)
+                plans.append((index, self._model.plan(item)))
+            except VoxfleetError as error:
+                emit(Refused(error, index))
+        for index, _ in plans:
+            emit(Advance("speak", item=index))
+        try:
+            results = self._model.render([plan for _, plan in plans], cancelled=stopped) if plans else []
+        except VoxfleetError as error:
+            if len(plans) == 1 or error.reason is Reason.CANCELLED:
+                raise
+            # One text may have spoilt the batch for all: each gets a try of its own.
+            _release_memory()
+            self._speak_singly(items, plans, emit, stopped)
+            return
+        for (index, _), result in zip(plans, results, strict=True):
+            self._keep(items[index], index, result, emit)
+
+    def _speak_singly(
+        self, items: Sequence[SpeechItem], plans: Sequence[tuple[int, Plan]], emit: Emit, stopped: Stopped
+    ) -> None:
+        for index, plan in plans:
+            try:
+                result = self._model.render([plan], cancelled=stopped)[0]
+            except VoxfleetError as error:
+                if error.reason is Reason.CANCELLED:
+                    raise
+                _release_memory()
+                emit(Refused(error, index))
+            else:
+                self._keep(items[index], index, result, emit)
+
+    def _keep(self, one: SpeechItem, index: int, result: Synthesis, emit: Emit) -> None:
+        task = one.task
+        try:
+            made = keep_audio(
+                self._store,
+                team_id(task.team),
+                result.audio,
+                RATE_HZ,
+                task.output,
+                tags=provenance_tags("f5", task.voice.name, one.job),
+                weights=self.facts.weights,
+                seed=task.parameters.seed,
+                advance=lambda phase, share: emit(Advance(phase, share, index)),
+            )
+        except VoxfleetError as error:
+            emit(Refused(error, index))
+        else:
+            emit(made(result.stats.wall_s, index))
+
+    def _item(self, text: str, voice: F5Voice, parameters: SpeakingParameters) -> SynthesisItem:
+        return SynthesisItem(
+            text=text,
+            reference=self._reference(voice),
+            steps=parameters.steps,
+            cfg_strength=parameters.cfg_strength,
+            speed=parameters.speed,
+            seed=parameters.seed,
+            duration_s=parameters.duration_s or None,
+        )
+
+    def _reference(self, voice: F5Voice) -> Reference:
+        """The prepared clip, kept by its content: most requests of a voice use the same one."""
+        key = (voice.reference.sha256, voice.reference_text)
+        with self._lock:
+            if key in self._references:
+                self._references.move_to_end(key)
+                return self._references[key]
+        data = fetch(self._store, voice.reference, Reason.AUDIO_NOT_FOUND)
+        audio = decode(data)
+        clip = prepare(voice.reference.sha256, audio.samples, audio.rate_hz, voice.reference_text)
+        reference = self._model.reference(clip)
+        with self._lock:
+            self._references[key] = reference
+            while len(self._references) > _REFERENCES:
+                self._references.popitem(last=False)
+        return reference
+
+    def _warm_up(self) -> None:
+        """Speaks a word, so that the first request does not pay for kernels, caches and lazy imports."""
+        began_s = time.perf_counter()
+        noise = np.random.default_rng(0).standard_normal(RATE_HZ * 2).astype(np.float32) * np.float32(0.1)
+        clip = prepare("warm-up", noise, RATE_HZ, "This is a sound to warm up with.")
+        item = SynthesisItem(_WARM_UP_TEXT, self._model.reference(clip), steps=1, seed=1)
+        try:
+            self._model.synthesize([item])
+        except VoxfleetError as error:
+            raise VoxfleetError(
+                error.reason,
+                f"the weights {self.facts.weights.label} do not speak: {error.message}",
+                kind=Kind.INTERNAL,
+                metadata=error.metadata | {"after_s": f"{time.perf_counter() - began_s:.1f}"},
+            ) from error
+
+
+def small_bundle(cache_dir: Path) -> Path:
+    """The small random bundle's directory on this node, made where it is not here.
+
+    It is made in a folder of its own and then goes through the cache, whose lock and rename keep two
+    replicas that start at once from each other's files.
+    """
+    cache = cache_dir / "bundles"
+    draft = cache / f"{_SMALL}.made-{os.getpid()}"
+    found = _made_before(cache)
+    if found is not None:
+        return found
+    try:
+        manifest = small.build(draft)
+        directory = BundleCache(cache).ensure(manifest, open_from(draft))
+    finally:
+        _remove(draft)
+    return directory
+
+
+def _made_before(cache: Path) -> Path | None:
+    """A complete one of this release's recipe: the recipe's seed and shape stand in the manifest."""
+    for manifest_file in sorted((cache / _SMALL).glob("*/manifest.json")):
+        if manifest_file.parent.name.endswith(".partial"):
+            continue
+        manifest = read_manifest(manifest_file.parent)
+        if BundleCache(cache).holds(manifest) and BundleCache(cache).path(manifest) == manifest_file.parent:
+            return manifest_file.parent
+    return None
+
+
+def _remove(directory: Path) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _release_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,90 @@
+"""What inference needs of the world."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.common.jobs.model import NodeFacts
+from services.common.jobs.tasks import F5Voice
+from services.engines.bundles.manifest import Manifest
+from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+
+
+class Call(Protocol):
+    """A call that runs on a replica."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """What it sends; ends when it has ended.
+
+        Errors: whatever the engine raised; WORKER_LOST where the replica died.
+        """
+
+    async def stop(self) -> None:
+        """Asks it to end early; harmless where it has ended."""
+
+    async def ended(self) -> None:
+        """Waits until it has ended, in whatever way."""
+
+
+class Engine(Protocol):
+    """A replica: one resident process with an engine in it."""
+
+    async def ready(self) -> EngineFacts:
+        """Waits until its weights are loaded and warm. Errors: the loading's own, or WORKER_LOST."""
+
+    async def check(self) -> None:
+        """Returns if it is alive. Errors: WORKER_LOST."""
+
+    def call(self, request: Request) -> Call:
+        """Begins a call."""
+
+    def end(self) -> None:
+        """Ends the process at once, whatever it does."""
+
+
+class Executor(Protocol):
+    """Where replicas run."""
+
+    def start(self, spec: EngineSpec) -> Engine:
+        """Begins a replica; returns before it is placed."""
+
+    async def nodes(self) -> tuple[NodeFacts, ...]:
+        """The machines it sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedVoice:
+    """A voice with what an engine needs to use it; ``f5`` is None for a voice of another engine."""
+
+    name: str
+    engine: str
+    f5: F5Voice | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a streamed synthesis used."""
+
+    team: str
+    voice: str
+    audio_s: float
+    work_s: float
+    characters: int
+
+
+class Catalog(Protocol):
+    """The record, as inference asks it."""
+
+    async def resolve_voice(self, name: str, style: str) -> ResolvedVoice:
+        """A voice of the caller. Errors: VOICE_NOT_FOUND, VOICE_NOT_READY."""
+
+    async def stored_bundles(self) -> Sequence[Manifest]:
+        """The bundles that the store has."""
+
+    async def store_bundle(self, manifest: Manifest, accepted_by: str) -> None:
+        """Records a bundle whose files are in the store; ``accepted_by`` is a team's id."""
+
+    async def record_usage(self, usage: Usage) -> None:
+        """Records what was used."""

@@ -1,0 +1,1 @@
+"""The record: jobs, audio, voices, identities. The only holder of database credentials."""

@@ -1,0 +1,142 @@
+"""The metadata service's process: the only builder of its adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib import metadata as distributions
+
+import uvloop
+from prometheus_client import Gauge
+
+import voxfleet.internal.v1.identity_pb2
+import voxfleet.v1.trust_pb2  # noqa: F401 - its descriptors are looked up by name
+from services.common import telemetry
+from services.common.errors import Reason, VoxfleetError, unavailable
+from services.common.rpc.handlers import servicer_handlers
+from services.common.rpc.interceptors import service_authenticator
+from services.common.rpc.server import RpcServer, run_until_stopped
+from services.metadata import migrate
+from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
+from services.metadata.app.audios import Audios
+from services.metadata.app.bundles import Bundles
+from services.metadata.app.identity import Identity
+from services.metadata.app.jobs import Jobs
+from services.metadata.app.submit import Submitter
+from services.metadata.app.voices import Voices
+from services.metadata.app.work import Work
+from services.metadata.servicers.internal import CatalogServicer, IdentityServicer, WorkServicer
+from services.metadata.servicers.jobs import JobServicer, SubmitServicer
+from services.metadata.servicers.resources import AudioServicer, FleetServicer, TrustServicer, VoiceServicer
+from services.metadata.settings import MetadataSettings
+
+log = logging.getLogger(__name__)
+
+QUEUED = Gauge("voxfleet_jobs_queued", "Jobs that wait, by kind and class.", ["kind", "priority_class"])
+RUNNING = Gauge("voxfleet_jobs_running", "Jobs that run, by kind and class.", ["kind", "priority_class"])
+OLDEST = Gauge(
+    "voxfleet_queue_oldest_wait_seconds", "Age of the oldest waiting job.", ["kind", "priority_class"]
+)
+
+
+async def serve(settings: MetadataSettings) -> None:
+    """Builds the service and runs it until SIGTERM."""
+    await _schema(settings)
+    store = PostgresStore(settings.database_url, pool_size=settings.pool_size)
+    wakeups = PostgresWakeups(settings.database_url)
+    audios = Audios(store, upload_ttl_s=settings.upload_ttl_s)
+    voices, bundles, identity = Voices(store), Bundles(store), Identity(store)
+    jobs = Jobs(store, wakeups)
+    work = Work(
+        store,
+        wakeups,
+        lease_s=settings.lease_s,
+        poll_s=settings.claim_poll_s,
+        keep_checkpoints=settings.keep_checkpoints,
+        output_ttl_s=settings.output_ttl_s,
+    )
+    if settings.bootstrap_team and settings.bootstrap_token:
+        await identity.bootstrap(settings.bootstrap_team, settings.bootstrap_token)
+
+    submit = SubmitServicer(Submitter(store, max_attempts=settings.max_attempts))
+    servicers: list[tuple[str, object]] = [
+        ("voxfleet.internal.v1.IdentityService", IdentityServicer(identity)),
+        ("voxfleet.internal.v1.CatalogService", CatalogServicer(audios, voices, bundles)),
+        ("voxfleet.internal.v1.WorkService", WorkServicer(work)),
+        ("voxfleet.v1.AudioService", AudioServicer(audios)),
+        ("voxfleet.v1.VoiceService", VoiceServicer(voices)),
+        ("voxfleet.v1.VoiceService", submit),
+        ("voxfleet.v1.SynthesisService", submit),
+        ("voxfleet.v1.JobService", JobServicer(jobs)),
+        ("voxfleet.v1.FleetService", FleetServicer(jobs, distributions.version("voxfleet"))),
+        ("voxfleet.v1.TrustService", TrustServicer(identity)),
+    ]
+    server = RpcServer(
+        settings,
+        [servicer_handlers(name, servicer) for name, servicer in servicers],
+        service_authenticator(settings.service_token),
+        services=sorted({name for name, _ in servicers}),
+    )
+    loops = [
+        asyncio.create_task(wakeups.run()),
+        asyncio.create_task(_sweep(work, jobs, settings.sweep_s)),
+    ]
+
+    async def stop() -> None:
+        await server.drain()
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await store.close()
+        telemetry.flush_traces()
+
+    await server.start()
+    await server.ready()
+    await run_until_stopped(stop)
+
+
+async def _schema(settings: MetadataSettings) -> None:
+    """Migrates where we may; else refuses to start on an old schema. Errors: SCHEMA_OUTDATED."""
+    if settings.migrate:
+        revision = await asyncio.to_thread(migrate.migrate, settings.database_url)
+        log.info("schema %s", revision)
+        return
+    revision = await asyncio.to_thread(migrate.current_revision, settings.database_url)
+    if revision < migrate.newest_revision():
+        raise unavailable(
+            Reason.SCHEMA_OUTDATED,
+            f"the schema is {revision or 'empty'}, this release needs {migrate.newest_revision()}: "
+            "run `python -m services.metadata.migrate`",
+        )
+
+
+async def _sweep(work: Work, jobs: Jobs, every_s: float) -> None:
+    """Takes back expired leases, ends batches, measures queues."""
+    while True:
+        try:
+            await work.expire()
+            await work.roll_up()
+            for gauge in (QUEUED, RUNNING, OLDEST):
+                gauge.clear()
+            for depth in await jobs.queues():
+                labels = (depth.kind, depth.priority_class.name.lower())
+                QUEUED.labels(*labels).set(depth.queued)
+                RUNNING.labels(*labels).set(depth.running)
+                OLDEST.labels(*labels).set(depth.oldest_wait_s)
+        except VoxfleetError as error:
+            log.warning("sweep: %s", error.message)
+        except Exception:
+            log.exception("sweep failed")
+        await asyncio.sleep(every_s)
+
+
+def main() -> None:
+    """Reads the settings and serves."""
+    settings = MetadataSettings()  # type: ignore[call-arg]
+    telemetry.configure_logging("metadata", settings.log_level, as_json=settings.log_json)
+    telemetry.configure_tracing("metadata", settings.otlp_endpoint)
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metadata's use cases, one module a concern."""

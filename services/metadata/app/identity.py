@@ -1,0 +1,74 @@
+"""Who holds a token; teams and keys."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from services.common.errors import Kind, Reason, VoxfleetError, not_found
+from services.common.names import new_id
+from services.metadata.model import ApiKey, Page, Principal, Team
+from services.metadata.ports import Store
+
+
+def hash_token(token: str) -> str:
+    """SHA-256 of a token, hexadecimal: what is stored of it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Identity:
+    """The use cases of teams and keys."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def authenticate(self, token_sha256: str) -> Principal:
+        """Who holds a token. Errors: UNAUTHENTICATED."""
+        async with self._store.service() as tx:
+            principal = await tx.principal(token_sha256)
+        if principal is None:
+            raise VoxfleetError(
+                Reason.UNAUTHENTICATED,
+                "this token is unknown or revoked: send `authorization: Bearer TOKEN` with a valid one",
+                kind=Kind.UNAUTHENTICATED,
+            )
+        return principal
+
+    async def bootstrap(self, team: str, token: str) -> None:
+        """Makes the first team and its operator's key, where they are not there yet."""
+        async with self._store.service() as tx:
+            await tx.add_team(team, team)
+            if await tx.principal(hash_token(token)) is None:
+                await tx.add_key(team, new_id(), hash_token(token), "bootstrap", operator=True)
+
+    async def create_team(self, team: str, display_name: str) -> Team:
+        """Makes a team, or finds it."""
+        async with self._store.service() as tx:
+            await tx.add_team(team, display_name)
+            found = await tx.list_teams(Page(size=1000))
+        return next(each for each in found if each.id == team)
+
+    async def list_teams(self, page: Page) -> list[Team]:
+        """Every team."""
+        async with self._store.service() as tx:
+            return await tx.list_teams(page)
+
+    async def create_key(self, team: str, display_name: str, *, operator: bool) -> tuple[ApiKey, str]:
+        """Makes a key; the token is only in this answer. Errors: TEAM_NOT_FOUND."""
+        token = f"vf_{secrets.token_urlsafe(32)}"
+        async with self._store.service() as tx:
+            if not any(each.id == team for each in await tx.list_teams(Page(size=1000))):
+                raise not_found(Reason.TEAM_NOT_FOUND, f"teams/{team}")
+            key = await tx.add_key(team, new_id(), hash_token(token), display_name, operator=operator)
+        return key, token
+
+    async def list_keys(self, team: str, page: Page) -> list[ApiKey]:
+        """A team's keys."""
+        async with self._store.tenant(team) as tx:
+            return await tx.list_keys(team, page)
+
+    async def revoke_key(self, team: str, key: str) -> None:
+        """Revokes a key; gateways forget it within their cache's time."""
+        async with self._store.tenant(team) as tx:
+            if not await tx.revoke_key(team, key):
+                raise not_found(Reason.INVALID_ARGUMENT, f"teams/{team}/apiKeys/{key}")

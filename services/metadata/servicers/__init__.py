@@ -1,0 +1,1 @@
+"""Transport: the methods of the public and internal services that metadata serves."""

@@ -1,0 +1,241 @@
+"""The public methods that make, show and stop jobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import message
+
+from services.common import names, telemetry
+from services.common.errors import Reason, invalid
+from services.common.jobs import tasks
+from services.common.rpc.caller import require_operator
+from services.metadata.app.jobs import Jobs
+from services.metadata.app.listing import next_token, page_of
+from services.metadata.app.submit import MAX_BATCH_ITEMS, Line, Request, Submitter
+from services.metadata.servicers import convert
+from services.metadata.servicers.resources import check_mask
+from voxfleet.v1 import job_pb2, synthesis_pb2, voice_pb2
+
+UPDATABLE_JOB_FIELDS = ("priority", "labels", "display_name")
+STEPS_OF_PRESET = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
+
+_FORMATS = {
+    synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED: "wav",
+    synthesis_pb2.AUDIO_FORMAT_WAV: "wav",
+    synthesis_pb2.AUDIO_FORMAT_FLAC: "flac",
+    synthesis_pb2.AUDIO_FORMAT_MP3: "mp3",
+    synthesis_pb2.AUDIO_FORMAT_OPUS: "opus",
+    synthesis_pb2.AUDIO_FORMAT_AAC: "aac",
+}
+
+
+class JobServicer:
+    """``voxfleet.v1.JobService``."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    async def GetJob(self, request: job_pb2.GetJobRequest, _: object) -> job_pb2.Job:
+        """One job."""
+        name = names.parse(request.name, "jobs")
+        return convert.job_to_proto(*await self._jobs.get(name.team, name.id))
+
+    async def ListJobs(self, request: job_pb2.ListJobsRequest, _: object) -> job_pb2.ListJobsResponse:
+        """A team's jobs, or the items of a batch."""
+        team = names.parse_team(request.parent)
+        batch = names.parse(request.batch_job, "jobs", field="batch_job").id if request.batch_job else ""
+        scope = {
+            "filter_text": request.filter,
+            "order_by": request.order_by,
+            "query": f"{batch}|{request.query}",
+        }
+        page = page_of(
+            request.page_size,
+            request.page_token,
+            filter_text=request.filter,
+            order_by=request.order_by,
+            query=f"{batch}|{request.query}",
+        )
+        page = type(page)(page.size, page.after, page.filters, request.query, page.ascending)
+        found = await self._jobs.page(team, page, batch=batch)
+        after = ""
+        if found:
+            after = str(found[-1].item_index) if batch else found[-1].id
+        return job_pb2.ListJobsResponse(
+            jobs=[convert.job_to_proto(job) for job in found],
+            next_page_token=next_token(after, **scope) if len(found) == page.size else "",
+        )
+
+    async def WatchJob(
+        self, request: job_pb2.WatchJobRequest, _: object
+    ) -> AsyncIterator[job_pb2.WatchJobResponse]:
+        """What happens to a job."""
+        name = names.parse(request.name, "jobs")
+        if request.cursor < 0:
+            raise invalid(Reason.INVALID_ARGUMENT, "cursor must not be negative", field="cursor")
+        cursor = request.cursor
+        async for seen in self._jobs.watch(name.team, name.id, cursor):
+            response = job_pb2.WatchJobResponse(cursor=cursor)
+            if seen is None:
+                response.heartbeat.time.FromDatetime(dt.datetime.now(dt.UTC))
+            else:
+                cursor = response.cursor = seen.cursor
+                response.job.CopyFrom(convert.job_to_proto(seen.job))
+                if seen.event is not None:
+                    response.change.CopyFrom(convert.event_to_proto(seen.event))
+                else:
+                    response.progress.CopyFrom(response.job.progress)
+            yield response
+
+    async def CancelJob(self, request: job_pb2.CancelJobRequest, _: object) -> job_pb2.Job:
+        """Asks a job to stop."""
+        name = names.parse(request.name, "jobs")
+        return convert.job_to_proto(await self._jobs.cancel(name.team, name.id))
+
+    async def PauseJob(self, request: job_pb2.PauseJobRequest, _: object) -> job_pb2.Job:
+        """Holds a job back."""
+        name = names.parse(request.name, "jobs")
+        return convert.job_to_proto(await self._jobs.pause(name.team, name.id))
+
+    async def ResumeJob(self, request: job_pb2.ResumeJobRequest, _: object) -> job_pb2.Job:
+        """Lets a paused job go on."""
+        name = names.parse(request.name, "jobs")
+        return convert.job_to_proto(await self._jobs.resume(name.team, name.id))
+
+    async def RetryJob(self, request: job_pb2.RetryJobRequest, _: object) -> job_pb2.Job:
+        """Runs an ended job again."""
+        name = names.parse(request.name, "jobs")
+        return convert.job_to_proto(await self._jobs.retry(name.team, name.id))
+
+    async def UpdateJob(self, request: job_pb2.UpdateJobRequest, _: object) -> job_pb2.Job:
+        """Changes priority, labels or display name."""
+        name = names.parse(request.job.name, "jobs", field="job.name")
+        paths = check_mask(request.update_mask.paths, UPDATABLE_JOB_FIELDS)
+        values: dict[str, Any] = {
+            "priority": request.job.priority,
+            "labels": dict(request.job.labels),
+            "display_name": request.job.display_name,
+        }
+        return convert.job_to_proto(
+            await self._jobs.update(name.team, name.id, {path: values[path] for path in paths})
+        )
+
+
+class SubmitServicer:
+    """The methods of VoiceService and SynthesisService that make jobs."""
+
+    def __init__(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+
+    async def TrainVoice(self, request: voice_pb2.TrainVoiceRequest, _: object) -> job_pb2.Job:
+        """Trains a voice."""
+        p = request.parameters
+        parameters = tasks.TrainingParameters(
+            epochs=p.epochs,
+            batch_size=p.batch_size or 8,
+            learning_rate=p.learning_rate or 1e-4,
+            save_every=p.save_every,
+            preset=p.preset,
+            f0_method=p.f0_method or "fcpe",
+            content_encoder=p.content_encoder,
+            gpus=p.gpus or 1,
+            seed=p.seed or 1234,
+            max_steps=p.max_steps,
+        )
+        voice_id = (
+            names.check_id(request.voice_id, field="voice_id")
+            if request.voice_id
+            else names.slug(request.display_name or "voice")
+        )
+        job = await self._submitter.train(
+            _request(request), voice_id, list(request.audios), parameters, force=request.force
+        )
+        return convert.job_to_proto(job)
+
+    async def ConvertAudio(self, request: synthesis_pb2.ConvertAudioRequest, _: object) -> job_pb2.Job:
+        """Converts one recording or several."""
+        p = request.parameters
+        given = {
+            name: getattr(p, name)
+            for name in ("pitch_shift", "index_rate", "filter_radius", "rms_mix_rate", "protect")
+            if p.HasField(name)
+        }
+        parameters = tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, **given)
+        job = await self._submitter.convert(
+            _request(request), list(request.audios), request.voice, parameters, output_of(request.output)
+        )
+        return convert.job_to_proto(job)
+
+    async def BatchSynthesize(self, request: synthesis_pb2.BatchSynthesizeRequest, _: object) -> job_pb2.Job:
+        """Speaks many texts."""
+        if not 1 <= len(request.items) <= MAX_BATCH_ITEMS:
+            raise invalid(
+                Reason.INVALID_ARGUMENT,
+                f"a batch has 1 to {MAX_BATCH_ITEMS} items, not {len(request.items)}",
+                field="items",
+            )
+        lines = [
+            Line(
+                id=item.id or str(index),
+                text=item.text,
+                voice=item.voice or request.voice,
+                parameters=speaking(item.parameters if item.HasField("parameters") else request.parameters),
+                style=(item.parameters if item.HasField("parameters") else request.parameters).style,
+            )
+            for index, item in enumerate(request.items)
+        ]
+        if len({line.id for line in lines}) < len(lines):
+            raise invalid(Reason.INVALID_ARGUMENT, "item ids must be unique in the batch", field="items")
+        slim = synthesis_pb2.BatchSynthesizeRequest()
+        slim.CopyFrom(request)
+        del slim.items[:]
+        envelope = _request(request, spec={**convert.as_json(slim), "item_count": len(lines)})
+        return convert.job_to_proto(await self._submitter.batch(envelope, lines, output_of(request.output)))
+
+    async def PullBundle(self, request: synthesis_pb2.PullBundleRequest, _: object) -> job_pb2.Job:
+        """Brings a bundle of weights into the store."""
+        require_operator()
+        job = await self._submitter.pull_bundle(
+            _request(request), request.bundle, accepted_licence=request.accept_licence
+        )
+        return convert.job_to_proto(job)
+
+
+def output_of(output: synthesis_pb2.OutputFormat) -> tasks.Output:
+    """How the audio is to come."""
+    return tasks.Output.model_validate(
+        {
+            "format": _FORMATS.get(output.format, "wav"),
+            "rate_hz": output.rate_hz,
+            "bitrate_kbps": output.bitrate_kbps,
+        }
+    )
+
+
+def speaking(p: synthesis_pb2.SynthesisParameters) -> tasks.SpeakingParameters:
+    """How to speak, with defaults filled in."""
+    return tasks.SpeakingParameters(
+        steps=p.steps or STEPS_OF_PRESET.get(p.preset, 16),
+        speed=p.speed or 1.0,
+        seed=p.seed,
+        cfg_strength=p.cfg_strength or 2.0,
+        duration_s=p.duration_s,
+        language=p.language,
+    )
+
+
+def _request(request: message.Message, *, spec: dict[str, Any] | None = None) -> Request:
+    parent = str(getattr(request, "parent"))  # noqa: B009 - every submit has one; Message does not say so
+    return Request(
+        team=names.parse_team(parent),
+        request_id=str(getattr(request, "request_id", "")),
+        fingerprint=convert.fingerprint(request),
+        spec=spec if spec is not None else convert.as_json(request),
+        validate_only=bool(getattr(request, "validate_only", False)),
+        labels=dict(getattr(request, "labels", {})),
+        display_name=str(getattr(request, "display_name", "")),
+        traceparent=telemetry.current_traceparent(),
+    )
