@@ -102,7 +102,7 @@ class Reason(enum.StrEnum):
     WORKER_LOST = "WORKER_LOST"
     # requests
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
-    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"
+    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"  # noqa: S105 - no password
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     FEATURE_NOT_BUILT = "FEATURE_NOT_BUILT"
     UNAUTHENTICATED = "UNAUTHENTICATED"
@@ -191,7 +191,8 @@ def _rebuild(data: Mapping[str, object]) -> VoxfleetError:
     violations = data.get("violations") or []
     metadata = data.get("metadata") or {}
     retry_after_s = data.get("retry_after_s")
-    assert isinstance(violations, list) and isinstance(metadata, Mapping)
+    assert isinstance(violations, list)
+    assert isinstance(metadata, Mapping)
     return VoxfleetError(
         Reason(str(data["reason"])),
         str(data["message"]),

@@ -17,7 +17,9 @@ WAIT_SECONDS: Final = Histogram(
     ["engine", "rank"],
     buckets=(0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 300),
 )
-ENDED: Final = Counter("voxfleet_pool_replicas_ended_total", "Replicas that ended, by why.", ["engine", "reason"])
+ENDED: Final = Counter(
+    "voxfleet_pool_replicas_ended_total", "Replicas that ended, by why.", ["engine", "reason"]
+)
 CALLS: Final = Counter(
     "voxfleet_inference_requests_total",
     "Requests to the engines; the outcome is ok, cancelled or the error's reason.",

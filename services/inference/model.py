@@ -112,7 +112,13 @@ _LONGEST_BACK_OFF_S = 60.0
 
 
 def reconcile(
-    plan: PoolPlan, generation: int, replicas: Sequence[Replica], waiting: int, now_s: float, start_from_s: float
+    plan: PoolPlan,
+    generation: int,
+    replicas: Sequence[Replica],
+    *,
+    waiting: int,
+    now_s: float,
+    start_from_s: float,
 ) -> tuple[Action, ...]:
     """What to do to bring a pool to what it should be.
 
@@ -153,7 +159,9 @@ def reconcile(
     return tuple(actions)
 
 
-def assign(plan: PoolPlan, tickets: Sequence[tuple[int, Rank]], replicas: Sequence[Replica]) -> dict[int, int]:
+def assign(
+    plan: PoolPlan, tickets: Sequence[tuple[int, Rank]], replicas: Sequence[Replica]
+) -> dict[int, int]:
     """Which waiting ticket goes to which replica.
 
     Interactive before conversion before batch, and within a rank in order of the tickets' numbers;
@@ -172,9 +180,7 @@ def assign(plan: PoolPlan, tickets: Sequence[tuple[int, Rank]], replicas: Sequen
         for replica in replicas
         if replica.state is ReplicaState.READY and replica.slots > replica.busy
     }
-    reserved = {
-        replica.number: plan.reserved if replica.slots > plan.reserved else 0 for replica in replicas
-    }
+    reserved = {replica.number: plan.reserved if replica.slots > plan.reserved else 0 for replica in replicas}
     given: dict[int, int] = {}
     for number, rank in sorted(tickets, key=lambda ticket: (ticket[1], ticket[0])):
         kept_back = 0 if rank is Rank.INTERACTIVE else 1

@@ -21,6 +21,7 @@ CLONE_NEWUSER = 0x10000000
 INNER_UID = 1000
 EXIT_ORPHANED = 125
 EXIT_IDENTITY_REFUSED = 126
+EXIT_NOT_RUN = 127
 
 
 def enter_user_namespace() -> None:
@@ -60,7 +61,11 @@ def main(arguments: list[str]) -> NoReturn:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
     if os.getppid() != int(parent_pid):
         sys.exit(EXIT_ORPHANED)  # the parent died before the signal was set, so it would never come
-    os.execvp(command[0], command)  # noqa: S606  # becoming the program is the point
+    try:
+        os.execvp(command[0], command)  # noqa: S606  # becoming the program is the point
+    except OSError as error:
+        sys.stderr.write(f"launch: cannot run {command[0]}: {error.strerror}\n")
+        sys.exit(EXIT_NOT_RUN)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,10 @@ class Component(Protocol):
         """Whether it answers; cheap, and False (not an error) while it does not."""
         ...
 
+    def clean_up(self) -> None:
+        """Remove what it leaves lying about and nobody needs again; called when it has ended for good."""
+        ...
+
 
 class State(enum.StrEnum):
     """What a child is doing."""
@@ -196,16 +200,17 @@ class Child:
             return file.read().decode(errors="replace").strip()
 
     def _run(self) -> None:
+        ended = State.FAILED
         try:
             self._live()
+            ended = State.STOPPED
         except VoxfleetError as error:
             self.failure = error
-            self._become(State.FAILED)
         except Exception as error:  # noqa: BLE001  # whatever it is, wait_ready raises it
             self.failure = self._failed(f"could not be started: {error!r}")
-            self._become(State.FAILED)
-        else:
-            self._become(State.STOPPED)
+        finally:
+            self._component.clean_up()
+            self._become(ended)
 
     def _live(self) -> None:
         self._become(State.WAITING)

@@ -9,6 +9,7 @@ children share its fate.
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,14 +123,21 @@ class RayHead(Standalone):
             },
             cwd=Path("/"),
             log_path=self.log_path,
+            # SIGTERM makes the head end all of its processes; after a SIGKILL the agents among them
+            # take half a minute to notice.
+            death_signal=signal.SIGTERM,
             stop_grace_s=15.0,
             ready_deadline_s=120.0,
         )
 
     def prepare(self) -> None:
         """Clear the session files of an earlier head."""
-        shutil.rmtree(self.session_root, ignore_errors=True)
+        self.clean_up()
         self.session_root.mkdir(parents=True, mode=0o700, exist_ok=True)
+
+    def clean_up(self) -> None:
+        """Remove the session files."""
+        shutil.rmtree(self.session_root, ignore_errors=True)
 
     def is_ready(self) -> bool:
         """Whether the head has written its address, the last thing it does when it starts."""

@@ -6,7 +6,6 @@ send telemetry: both are switched off here.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sysconfig
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from services.stack.process import ProcessSpec
 from services.stack.standalone import Standalone
 
 BUCKET = "voxfleet"
+_PROBE_KEY = "stack/ready"
 _SOCKET_FOLDER = Path("/tmp")  # noqa: S108  # weed puts sockets there, with no flag to say otherwise
 _PARTS = ("s3", "master", "volume", "filer", "admin")
 
@@ -116,25 +116,34 @@ class EmbeddedSeaweed(Standalone):
         return self.directory / "s3-keys.json"
 
     def prepare(self) -> None:
-        """Write the keys and clear the sockets of an earlier run."""
+        """Write the keys, and remove the sockets of an earlier run."""
         (self.directory / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "voxfleet", "credentials": credentials, "actions": actions}
         write_private(self._keys_path, {"identities": [identity]})
-        stale = [self.runtime_dir / "filer.sock", self.runtime_dir / "s3.sock"]
-        stale += [
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove the sockets, of which weed leaves some behind."""
+        sockets = [self.runtime_dir / "filer.sock", self.runtime_dir / "s3.sock"]
+        sockets += [
             _SOCKET_FOLDER / f"seaweedfs-{part}-grpc-{port + SEAWEED_GRPC_OFFSET}.sock"
             for part, port in self.ports.by_part().items()
         ]
-        for path in stale:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        for path in sockets:
+            path.unlink(missing_ok=True)
 
     def is_ready(self) -> bool:
-        """Whether it answers a signed request; makes the bucket at the first time."""
+        """Whether it gives back what was stored; makes the bucket at the first time.
+
+        Answering is not enough: after a restart weed lists objects before it can read them.
+        """
+        store = MinioArtifactStore(self.settings, retries=0, connect_timeout_s=1.0)
         try:
-            MinioArtifactStore(self.settings, retries=0, connect_timeout_s=1.0).ensure_bucket()
+            store.ensure_bucket()
+            store.put_bytes(_PROBE_KEY, b"ready")
+            store.get_bytes(_PROBE_KEY)
         except VoxfleetError:
             return False
         return True

@@ -66,6 +66,9 @@ class ServiceComponent:
     def prepare(self) -> None:
         """Nothing: a service prepares itself."""
 
+    def clean_up(self) -> None:
+        """Nothing: a service cleans up after itself."""
+
     def is_ready(self) -> bool:
         """Whether its server says SERVING."""
         return serves(self.process.grpc_address)

@@ -30,6 +30,10 @@ class Standalone(abc.ABC):
     def is_ready(self) -> bool:
         """Whether it answers."""
 
+    @abc.abstractmethod
+    def clean_up(self) -> None:
+        """Remove what nobody needs again, when it has ended for good."""
+
     def start(self, timeout_s: float = 120.0) -> None:
         """Run it until it answers.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -76,9 +75,3 @@ def seaweed_server(embedded_home: Home) -> Iterator[EmbeddedSeaweed]:
 def s3_settings(seaweed_server: EmbeddedSeaweed) -> S3Settings:
     """How to reach the session's S3 server; its bucket exists."""
     return seaweed_server.settings
-
-
-@pytest.fixture
-def short_home(tmp_path: Path) -> Path:
-    """A state directory for a stack of a test's own."""
-    return tmp_path / "home"

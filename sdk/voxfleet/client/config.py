@@ -1,9 +1,9 @@
 """Where the client calls, with which key and for which team; and where it learnt that from.
 
 Looked up in this order, each over the next: arguments, the environment (``VOXFLEET_ENDPOINT``,
-``VOXFLEET_TOKEN``, ``VOXFLEET_TEAM``), then the first of these files: ``$VOXFLEET_HOME/client.json``, the nearest
-``.voxfleet/client.json`` from the working directory upwards, ``~/.config/voxfleet/client.json``. A file is a JSON object
-``{"endpoint": …, "token": …, "team": …}``.
+``VOXFLEET_TOKEN``, ``VOXFLEET_TEAM``), then the first of these files: ``$VOXFLEET_HOME/client.json``, the
+nearest ``.voxfleet/client.json`` from the working directory upwards, ``~/.config/voxfleet/client.json``. A
+file is a JSON object ``{"endpoint": …, "token": …, "team": …}``.
 
 A file's token belongs to that file's endpoint: where another endpoint was given, it is not sent there.
 """

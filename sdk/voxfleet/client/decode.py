@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -20,7 +23,8 @@ def error_of(failure: grpc.RpcError, *, endpoint: str = "") -> VoxfleetError:
     """
     code = failure.code().name
     details = failure.details() or ""
-    for key, value in failure.trailing_metadata() or ():
+    trailers = cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ())
+    for key, value in trailers:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             try:
                 return _of_status(status_pb2.Status.FromString(value), code)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
-
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from voxfleet.client.errors import InvalidArgument
 from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, trust_pb2
 
 
-def _words(enum: EnumTypeWrapper, prefix: str) -> dict[str, int]:
-    return {name.removeprefix(prefix).lower(): number for name, number in enum.items() if number}
+def _words(items: Iterable[tuple[str, int]], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix).lower(): number for name, number in items if number}
 
 
-AUDIO_PURPOSES: Final = _words(audio_pb2.AudioPurpose, "AUDIO_PURPOSE_")
-AUDIO_FORMATS: Final = _words(synthesis_pb2.AudioFormat, "AUDIO_FORMAT_")
-ROLES: Final = _words(trust_pb2.Role, "ROLE_")
+AUDIO_PURPOSES: Final = _words(audio_pb2.AudioPurpose.items(), "AUDIO_PURPOSE_")
+AUDIO_FORMATS: Final = _words(synthesis_pb2.AudioFormat.items(), "AUDIO_FORMAT_")
+ROLES: Final = _words(trust_pb2.Role.items(), "ROLE_")
 
 FINAL_STATES: Final = frozenset(
     {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,8 @@ class PartFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part")
-        self._part = Path(name)
-        self._file = os.fdopen(handle, "wb")
-        # mkstemp makes files for their owner alone; what is downloaded should be as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        self._part.chmod(0o666 & ~mask)
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        self._file = self._part.open("xb")
 
     def write(self, data: bytes) -> None:
         """Adds bytes."""

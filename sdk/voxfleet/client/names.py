@@ -12,7 +12,7 @@ def team_name(team: str) -> str:
     """``teams/{team}`` of a team's id or name; refuses an empty one."""
     if not team:
         raise ConfigurationError(
-            "no team is set: give team=…, set VOXFLEET_TEAM, or add \"team\" to client.json",
+            'no team is set: give team=…, set VOXFLEET_TEAM, or add "team" to client.json',
             reason="TEAM_NOT_SET",
         )
     return team if team.startswith("teams/") else f"teams/{team}"

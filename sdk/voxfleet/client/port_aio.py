@@ -16,6 +16,9 @@ from voxfleet.client.errors import ConfigurationError
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+# grpc.aio cancels a call whose messages could not be made, and then raises as if the task were cancelled.
+CALL_FAILURES: tuple[type[BaseException], ...] = (grpc.RpcError, asyncio.CancelledError)
+
 
 def open_channel(config: ClientConfig, ca_file: str | Path | None) -> grpc.aio.Channel:
     """A channel to the configured endpoint; connects with the first call."""

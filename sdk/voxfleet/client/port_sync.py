@@ -15,6 +15,8 @@ from voxfleet.client.config import ClientConfig
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+CALL_FAILURES: tuple[type[BaseException], ...] = (grpc.RpcError,)
+
 
 def open_channel(config: ClientConfig, ca_file: str | Path | None) -> grpc.Channel:
     """A channel to the configured endpoint; connects with the first call."""

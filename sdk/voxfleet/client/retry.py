@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,3 +46,35 @@ class RetryPolicy:
     def repeats(self, error: VoxfleetError, failures: int, *, safe: bool) -> bool:
         """Whether a unary call is tried again: only what is safe to repeat, only after UNAVAILABLE."""
         return safe and error.code == "UNAVAILABLE" and failures < self.attempts
+
+
+class Patience:
+    """How long a stream that keeps breaking is opened again; anything that comes from it renews it.
+
+    Args:
+        policy: how long, and how often.
+        reconnect_s: gives up after so many seconds without anything new; by ``policy.attempts`` where None.
+    """
+
+    def __init__(self, policy: RetryPolicy, reconnect_s: float | None = None) -> None:
+        self._policy = policy
+        self._reconnect_s = reconnect_s
+        self._failures = 0
+        self._first_failure_s = 0.0
+
+    def renew(self) -> None:
+        """Something new came."""
+        self._failures = 0
+
+    def wait_s(self, error: VoxfleetError) -> float:
+        """Seconds to wait before the stream is opened again; raises the error when that is over."""
+        self._failures += 1
+        if self._failures == 1:
+            self._first_failure_s = time.monotonic()
+        if self._reconnect_s is None:
+            over = self._failures >= self._policy.attempts
+        else:
+            over = time.monotonic() - self._first_failure_s >= self._reconnect_s
+        if over:
+            raise error
+        return self._policy.backoff_s(self._failures, error.retry_after_s)

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from services.audio import metrics
-from services.audio.app.layout import KeyGuard
+from services.audio.app.keys import KeyGuard
 from services.audio.ports import Catalog, Objects
 from services.common.errors import VoxfleetError
 

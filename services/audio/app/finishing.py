@@ -9,16 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic
 
 from services.audio import metrics
-from services.audio.app.layout import KeyGuard, content_key, part_key, staging_prefix
+from services.audio.app.keys import KeyGuard
 from services.audio.grade import assess, check_file
 from services.audio.model import Limits
 from services.audio.ports import Catalog, Examiner, Objects
 from services.audio.records import AudioT, UploadRecord
 from services.common import names
+from services.common.artifacts.model import content_key, staging_key, staging_prefix
 from services.common.errors import Reason, VoxfleetError, invalid, precondition
 from services.common.jobs.tasks import Blob
 from services.common.telemetry import span
@@ -92,9 +94,7 @@ class Finisher(Generic[AudioT]):
             with scratch_file(self.scratch_dir) as path:
                 return await self._commit(record, name, size_bytes, path)
 
-    async def _commit(
-        self, record: UploadRecord, name: names.Name, size_bytes: int, path: Path
-    ) -> AudioT:
+    async def _commit(self, record: UploadRecord, name: names.Name, size_bytes: int, path: Path) -> AudioT:
         spec = record.spec
         with span("audio.assemble", size_bytes=size_bytes):
             sha256 = await self._assemble(name, size_bytes, path)
@@ -137,7 +137,7 @@ class Finisher(Generic[AudioT]):
 
     async def _assemble(self, name: names.Name, size_bytes: int, path: Path) -> str:
         try:
-            return await self.objects.assemble(lambda offset: part_key(name, offset), size_bytes, path)
+            return await self.objects.assemble(partial(staging_key, name.team, name.id), size_bytes, path)
         except VoxfleetError as error:
             if error.reason is not Reason.ARTIFACT_NOT_FOUND:
                 raise
@@ -151,7 +151,7 @@ class Finisher(Generic[AudioT]):
         )
 
     async def _clear_staging(self, name: names.Name) -> None:
-        prefix = staging_prefix(name)
+        prefix = staging_prefix(name.team, name.id)
         try:
             await self.objects.delete_prefix(prefix)
         except VoxfleetError as error:
@@ -166,7 +166,7 @@ class Finisher(Generic[AudioT]):
         The bytes go first: while the row is there, the collector still learns of them.
         """
         name = names.parse(upload, "uploads")
-        prefix = staging_prefix(name)
+        prefix = staging_prefix(name.team, name.id)
         try:
             await self.objects.delete_prefix(prefix)
             metrics.note_unstaged(prefix)

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from services.audio import metrics
-from services.audio.app.layout import part_key, staging_prefix
 from services.audio.grade import check_file
 from services.audio.model import Limits
 from services.audio.ports import Catalog, Objects
 from services.audio.records import Step, UploadRecord
 from services.common import names
+from services.common.artifacts.model import staging_key, staging_prefix
 from services.common.errors import Reason, VoxfleetError, invalid, precondition
 
 
@@ -65,7 +65,9 @@ class Intake:
             if not isinstance(step, bytes):
                 await self.flush()
                 raise invalid(
-                    Reason.INVALID_ARGUMENT, "only the first message may open or resume an upload", field="step"
+                    Reason.INVALID_ARGUMENT,
+                    "only the first message opens or resumes",
+                    field="step",
                 )
             total = self.received + len(step)
             if announced and total > announced:
@@ -112,14 +114,14 @@ class Intake:
             await asyncio.shield(self._storing)
 
     async def _store(self, offset: int, data: bytes) -> None:
-        await self._objects.put_part(part_key(self._name, offset), data)
-        metrics.note_staged(staging_prefix(self._name), len(data))
+        await self._objects.put_part(staging_key(self._name.team, self._name.id, offset), data)
+        metrics.note_staged(staging_prefix(self._name.team, self._name.id), len(data))
         try:
             await self._catalog.advance_upload(self._record.name, offset, offset + len(data))
         except VoxfleetError as error:
             if error.reason is Reason.UPLOAD_NOT_FOUND:
                 # It expired under the stream, and nobody else knows of this part.
-                await self._objects.delete_prefix(staging_prefix(self._name))
+                await self._objects.delete_prefix(staging_prefix(self._name.team, self._name.id))
             # A repeat of a call whose answer was lost finds the offset moved already.
             if not _is_moved(error, offset + len(data)):
                 raise

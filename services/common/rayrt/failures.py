@@ -24,7 +24,9 @@ def from_ray(error: BaseException) -> VoxfleetError:
         return VoxfleetError(Reason.CANCELLED, "the call was cancelled", kind=Kind.CANCELLED)
     if isinstance(error, ray_errors.RayTaskError):
         return internal(f"a worker raised {type(error.cause).__name__}: {error.cause}")
-    if isinstance(error, ray_errors.GetTimeoutError | ray_errors.ObjectStoreFullError | ray_errors.OutOfDiskError):
+    if isinstance(
+        error, ray_errors.GetTimeoutError | ray_errors.ObjectStoreFullError | ray_errors.OutOfDiskError
+    ):
         return _lost("a worker's answer did not come", error, FailureClass.TRANSIENT)
     if isinstance(error, ray_errors.RayError):
         return _lost("a worker or its node died", error, FailureClass.NODE)
@@ -35,13 +37,12 @@ def from_ray(error: BaseException) -> VoxfleetError:
 
 def _inner(error: BaseException | None) -> VoxfleetError | None:
     """The VoxfleetError in a chain of RayTaskErrors: a call that called a call has several."""
-    seen = 0
-    while error is not None and seen < 8:
-        if isinstance(error, VoxfleetError):
-            return error
-        error = getattr(error, "cause", None)
-        seen += 1
-    return None
+    from ray.exceptions import RayTaskError
+
+    # Ray's wrapper is of the cause's class as well, without having been made by its constructor.
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error if isinstance(error, VoxfleetError) else None
 
 
 def _lost(what: str, error: BaseException, failure: FailureClass) -> VoxfleetError:

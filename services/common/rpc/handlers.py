@@ -52,7 +52,7 @@ def rpc_handler(
     )
 
 
-def servicer_handlers(full_name: str, servicer: object) -> grpc.GenericRpcHandler[Any, Any]:
+def servicer_handlers(full_name: str, servicer: object) -> grpc.GenericRpcHandler:
     """Handlers for those methods of a service that the servicer has.
 
     Raises:

@@ -62,9 +62,10 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Any,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Any:
+        """Wraps a call's handler; health and reflection pass unguarded."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(OPEN_PREFIXES):
@@ -118,13 +119,29 @@ class _Guard:
         await context.abort(code, error.message)
 
 
-def _wrap(handler: grpc.RpcMethodHandler[Any, Any], guard: _Guard) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrap(handler: grpc.RpcMethodHandler, guard: _Guard) -> grpc.RpcMethodHandler:
+    """The handler with the guard around its behaviour; the same arity and codecs."""
+    codec = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.response_streaming:
+        streaming: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        guarded = _guarded_stream(streaming, guard)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(guarded, **codec)
+        return grpc.unary_stream_rpc_method_handler(guarded, **codec)
+    single: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(_guarded_unary(single, guard), **codec)
+    return grpc.unary_unary_rpc_method_handler(_guarded_unary(single, guard), **codec)
+
+
+def _guarded_unary(behaviour: Any, guard: _Guard) -> Any:
     async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        assert behaviour is not None
         try:
             await guard.enter()
-            response = await behaviour(request, context)  # type: ignore[misc]
+            response = await behaviour(request, context)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             guard.leave("CANCELLED")
             raise
@@ -134,12 +151,14 @@ def _wrap(handler: grpc.RpcMethodHandler[Any, Any], guard: _Guard) -> grpc.RpcMe
         guard.leave("OK")
         return response
 
+    return unary
+
+
+def _guarded_stream(behaviour: Any, guard: _Guard) -> Any:
     async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        assert behaviour is not None
         try:
             await guard.enter()
-            async for response in behaviour(request, context):  # type: ignore[attr-defined]
+            async for response in behaviour(request, context):
                 yield response
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             guard.leave("CANCELLED")
@@ -149,14 +168,4 @@ def _wrap(handler: grpc.RpcMethodHandler[Any, Any], guard: _Guard) -> grpc.RpcMe
             raise
         guard.leave("OK")
 
-    codec = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.request_streaming:
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream, **codec)  # type: ignore[arg-type]
-        return grpc.stream_unary_rpc_method_handler(unary, **codec)  # type: ignore[arg-type]
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, **codec)  # type: ignore[arg-type]
-    return grpc.unary_unary_rpc_method_handler(unary, **codec)  # type: ignore[arg-type]
+    return stream

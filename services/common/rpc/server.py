@@ -40,7 +40,7 @@ class RpcServer:
     def __init__(
         self,
         settings: ServiceSettings,
-        handlers: Sequence[grpc.GenericRpcHandler[Any, Any]],
+        handlers: Sequence[grpc.GenericRpcHandler],
         authenticate: Authenticator,
         *,
         services: Sequence[str],

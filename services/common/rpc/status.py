@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
+import logging
 from typing import Final
 
 import grpc
@@ -11,6 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
 from voxfleet.v1 import error_pb2
+
+log = logging.getLogger(__name__)
 
 DOMAIN: Final = "voxfleet"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -54,7 +57,7 @@ def to_status(error: VoxfleetError, *, trace_id: str = "") -> status_pb2.Status:
         )
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromTimedelta(datetime.timedelta(seconds=error.retry_after_s))
+        delay.FromTimedelta(dt.timedelta(seconds=error.retry_after_s))
         _add(details, error_details_pb2.RetryInfo(retry_delay=delay))
     _add(details, error_details_pb2.LocalizedMessage(locale="en", message=error.user_message))
     return status_pb2.Status(code=CODE_OF_KIND[error.kind].value[0], message=error.message, details=details)
@@ -81,9 +84,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> VoxfleetError:
         Kind.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
         Kind.UNIMPLEMENTED: Reason.FEATURE_NOT_BUILT,
     }
+    message = error.details() or error.code().name
+    if kind is Kind.UNAVAILABLE:
+        # The transport's own words name addresses, which are the operator's business.
+        log.warning("a service does not answer: %s", message)
+        message = "a service behind this one does not answer just now: try again shortly"
     return VoxfleetError(
         reasons.get(kind, Reason.INTERNAL),
-        error.details() or error.code().name,
+        message,
         kind=kind,
         retry_after_s=1.0 if kind is Kind.UNAVAILABLE else None,
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from services.common.errors import Kind, Reason, VoxfleetError
 from services.engines.rvc.config import ModelConfig
 from services.engines.rvc.discriminator import Discriminator
+from services.engines.rvc.state import State, TrainParams, assemble
 from services.engines.rvc.synthesizer import Synthesizer
 from services.engines.rvc.tensors import TensorsCorruptError, load_tensors, save_tensors
-from services.engines.rvc.training import State, TrainParams, assemble
 
 _FORMAT = "voxfleet-rvc-checkpoint"
 _VERSION = 1

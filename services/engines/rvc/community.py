@@ -19,8 +19,8 @@ from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.engines.rvc.config import ModelConfig
 from services.engines.rvc.files import replaced
 from services.engines.rvc.retrieval import Retrieval, load_index
+from services.engines.rvc.state import load_weights
 from services.engines.rvc.synthesizer import Synthesizer
-from services.engines.rvc.training import load_weights
 from services.engines.rvc.voice import VoiceFacts, inference_weights, load_weights_of, read_facts, save_voice
 
 _ENCODER_OF_WIDTH = {768: "contentvec", 256: "contentvec-v1"}

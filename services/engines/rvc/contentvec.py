@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import HubertModel
 
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
+from services.engines import torchaudio_shim
 from services.engines.rvc.audio import Floats
 from services.engines.rvc.content import FRAME_SAMPLES
 
@@ -39,10 +39,14 @@ class ContentVec:
     """
 
     def __init__(self, folder: Path, device: str, *, version: int = 2) -> None:
+        # transformers imports torchaudio where it is installed, whether or not it loads.
+        torchaudio_shim.install()
+        from transformers import HubertModel
+
         self.name = "contentvec" if version == 2 else "contentvec-v1"
         self.width = _HIDDEN if version == 2 else _V1_WIDTH
         try:
-            model = HubertModel.from_pretrained(str(folder), local_files_only=True)
+            model: Any = HubertModel.from_pretrained(str(folder), local_files_only=True)
             self._projection = _final_projection(folder).to(device) if version == 1 else None
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise VoxfleetError(
@@ -84,7 +88,8 @@ class ContentVec:
             last: Tensor = self._model(wave).last_hidden_state[0]
             return last
         hidden: Tensor = self._model(wave, output_hidden_states=True).hidden_states[_V1_LAYER]
-        return cast(Tensor, self._projection(hidden)[0])
+        projected: Tensor = self._projection(hidden)[0]
+        return projected
 
 
 def _final_projection(folder: Path) -> nn.Linear:

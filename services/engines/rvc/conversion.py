@@ -87,7 +87,10 @@ def convert(
     """Convert a recording of any length; the model works on 20 s at a time.
 
     Args:
+        voice: of :func:`services.engines.rvc.voice.load_voice`.
         samples: ``[n]`` or ``[n, channels]``, mixed to mono.
+        rate_hz: of ``samples``.
+        params: the defaults where not given.
         on_progress: called with the share done, 0..1, after each chunk.
         should_stop: polled before each chunk.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,9 +40,10 @@ class ScaleDiscriminator(nn.Module):
             )
             for inputs, outputs, kernel, stride, groups in plan
         )
-        self.conv_post = NormConv1d(1024 // divisor, 1, 3, padding=1)
+        self.conv_post = NormConv1d(max(1024 // divisor, 1), 1, 3, padding=1)
 
     def forward(self, wave: Tensor) -> Judgement:
+        """Judge ``[batch, 1, samples]``."""
         return _judge(self.convs, self.conv_post, wave)
 
 
@@ -50,14 +53,15 @@ class PeriodDiscriminator(nn.Module):
     def __init__(self, period: int, divisor: int) -> None:
         super().__init__()
         self.period = period
-        widths = [1, *(width // divisor for width in (32, 128, 512, 1024, 1024))]
+        widths = [1, *(max(width // divisor, 1) for width in (32, 128, 512, 1024, 1024))]
         self.convs = nn.ModuleList(
             NormConv2d(inputs, outputs, 5, stride=1 if layer == 4 else 3, padding=2)
-            for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
+            for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths))
         )
-        self.conv_post = NormConv2d(1024 // divisor, 1, 3, stride=1, padding=1)
+        self.conv_post = NormConv2d(max(1024 // divisor, 1), 1, 3, stride=1, padding=1)
 
     def forward(self, wave: Tensor) -> Judgement:
+        """Judge ``[batch, 1, samples]``."""
         wave = functional.pad(wave, (0, -wave.shape[-1] % self.period), "reflect")
         folded = wave.view(*wave.shape[:2], -1, self.period)
         return _judge(self.convs, self.conv_post, folded)
@@ -87,6 +91,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, wave: Tensor) -> list[Judgement]:
+        """One judgement of each sub-discriminator."""
         return [judge(wave) for judge in self.discriminators]
 
     def compare(self, real: Tensor, made: Tensor) -> tuple[list[Judgement], list[Judgement]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,9 +47,12 @@ class Fcpe:
         torchaudio_shim.install()
         import torchfcpe
 
-        self._model: Any = torchfcpe.spawn_bundled_infer_model(device=device)
+        # It prints its settings while loading.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._model: Any = torchfcpe.spawn_bundled_infer_model(device=device)
 
     def track(self, samples: Floats, frames: int) -> Floats:
+        """See :class:`F0Method`."""
         import torch
 
         wave = torch.from_numpy(_at_least(samples, 1024)).clamp(-1.0, 1.0)
@@ -69,6 +74,7 @@ class Swift:
         self._frame_s = swift_f0.FRAME_PERIOD
 
     def track(self, samples: Floats, frames: int) -> Floats:
+        """See :class:`F0Method`."""
         found = self._model.detect(_at_least(samples, 1024), CONTENT_RATE_HZ, F0_MIN_HZ, F0_MAX_HZ)
         voiced = found.confidence >= _SWIFT_VOICED
         if not voiced.any():
@@ -89,6 +95,7 @@ class World:
         self._pyworld = pyworld
 
     def track(self, samples: Floats, frames: int) -> Floats:
+        """See :class:`F0Method`."""
         wave = samples.astype(np.float64)
         estimate = self._pyworld.harvest if self.name == "harvest" else self._pyworld.dio
         found, times = estimate(
@@ -110,6 +117,7 @@ class Praat:
         self._parselmouth = parselmouth
 
     def track(self, samples: Floats, frames: int) -> Floats:
+        """See :class:`F0Method`."""
         # Praat leaves out frames whose window overhangs the sound: pad by the window of 3 periods.
         margin = 3 * CONTENT_RATE_HZ // int(F0_MIN_HZ)
         sound = self._parselmouth.Sound(np.pad(samples, margin).astype(np.float64), CONTENT_RATE_HZ)
@@ -140,6 +148,7 @@ class Crepe:
         self._device = device
 
     def track(self, samples: Floats, frames: int) -> Floats:
+        """See :class:`F0Method`."""
         import torch
 
         found, periodicity = self._torchcrepe.predict(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,9 @@ def sine_source(f0_hz: Tensor, hop: int, rate_hz: int, generator: torch.Generato
 
     Args:
         f0_hz: ``[batch, frames]``, 0 where unvoiced.
+        hop: samples a frame.
+        rate_hz: of the output.
+        generator: source of the noise.
 
     Returns:
         ``[batch, 1, frames * hop]``. Formula: upstream ``SineGen``, its fundamental alone, as RVC uses it.
@@ -52,6 +54,7 @@ class HarmonicSource(nn.Module):
         self.l_linear = nn.Linear(1, 1)
 
     def forward(self, excitation: Tensor) -> Tensor:
+        """``[batch, 1, samples]`` to the same."""
         return torch.tanh(self.l_linear(excitation.transpose(1, 2))).transpose(1, 2)
 
 
@@ -69,6 +72,7 @@ class DilatedPairs(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same."""
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
             hidden = dilated(functional.leaky_relu(x, LEAKY_SLOPE))
             x = x + plain(functional.leaky_relu(hidden, LEAKY_SLOPE))
@@ -86,17 +90,14 @@ class DilatedSingles(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same."""
         for dilated in self.convs:
             x = x + dilated(functional.leaky_relu(x, LEAKY_SLOPE))
         return x
 
 
 class Generator(nn.Module):
-    """Latent frames and F0 to samples.
-
-    Forward: ``[batch, inter_channels, frames]``, F0 ``[batch, frames]`` in Hz and the speaker's
-    ``[batch, speaker_channels, 1]`` to ``[batch, 1, frames * hop]`` within -1..1.
-    """
+    """Latent frames and F0 to samples."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -133,6 +134,14 @@ class Generator(nn.Module):
     def forward(
         self, latent: Tensor, f0_hz: Tensor, speaker: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
+        """Samples ``[batch, 1, frames * hop]`` within -1..1.
+
+        Args:
+            latent: ``[batch, inter_channels, frames]``.
+            f0_hz: ``[batch, frames]``, 0 where unvoiced.
+            speaker: ``[batch, speaker_channels, 1]``.
+            generator: source of the excitation's noise.
+        """
         source = self.m_source(sine_source(f0_hz, self.hop, self.rate_hz, generator))
         x = self.conv_pre(latent) + self.cond(speaker)
         for level, (up, noise_conv) in enumerate(zip(self.ups, self.noise_convs, strict=True)):
@@ -140,4 +149,5 @@ class Generator(nn.Module):
             blocks = self.resblocks[level * self.kernels : (level + 1) * self.kernels]
             x = torch.stack([block(x) for block in blocks]).mean(0) if len(blocks) > 1 else blocks[0](x)
         # HiFi-GAN's own code uses torch's default slope of 0.01 here, and the weights expect it.
-        return torch.tanh(cast(Tensor, self.conv_post(functional.leaky_relu(x))))
+        made: Tensor = self.conv_post(functional.leaky_relu(x))
+        return torch.tanh(made)

@@ -8,11 +8,12 @@ state dict holds ``weight_g`` and ``weight_v`` as community files do, and module
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from services.engines.rvc.config import ModelConfig
 
 LEAKY_SLOPE = 0.1
 ATTENTION_WINDOW = 10
@@ -59,6 +60,7 @@ class NormConv1d(WeightNorm):
         self.stride, self.dilation, self.padding, self.groups = stride, dilation, padding, groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
         return functional.conv1d(
             x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
         )
@@ -72,6 +74,7 @@ class NormConv2d(WeightNorm):
         self.stride, self.padding = (stride, 1), (padding, 0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
         return functional.conv2d(x, self.weight(), self.bias, self.stride, self.padding)
 
 
@@ -83,6 +86,7 @@ class NormConvTranspose1d(WeightNorm):
         self.stride, self.padding = stride, (kernel - stride) // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
         return functional.conv_transpose1d(x, self.weight(), self.bias, self.stride, self.padding)
 
 
@@ -117,6 +121,7 @@ class ChannelNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
         normed = functional.layer_norm(x.transpose(1, 2), self.gamma.shape, self.gamma, self.beta)
         return normed.transpose(1, 2)
 
@@ -137,6 +142,7 @@ class GatedStack(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor, speaker: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same; ``speaker`` is ``[batch, speaker_channels, 1]``."""
         skipped = torch.zeros_like(x)
         conditions = self.cond_layer(speaker).chunk(len(self.in_layers), dim=1)
         for entry, exit_layer, condition in zip(
@@ -171,12 +177,14 @@ class RelativeAttention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, pair_mask: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same; ``pair_mask`` is ``[batch, 1, time, time]``."""
         query, key, value = (self._split(layer(x)) for layer in (self.conv_q, self.conv_k, self.conv_v))
         query = query / math.sqrt(self.head_channels)
         scores = query @ key.transpose(-2, -1) + _band_to_square(query @ self.emb_rel_k.transpose(-2, -1))
         weights = self.drop(scores.masked_fill(pair_mask == 0, _MASKED_SCORE).softmax(-1))
         mixed = weights @ value + _square_to_band(weights) @ self.emb_rel_v
-        return cast(Tensor, self.conv_o(mixed.transpose(2, 3).flatten(1, 2)))
+        merged: Tensor = self.conv_o(mixed.transpose(2, 3).flatten(1, 2))
+        return merged
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], self.heads, self.head_channels, -1).transpose(2, 3)
@@ -214,26 +222,30 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same; ``mask`` is ``[batch, 1, time]``."""
         hidden = self.drop(torch.relu(self.conv_1(functional.pad(x * mask, self.padding))))
-        return cast(Tensor, self.conv_2(functional.pad(hidden * mask, self.padding)) * mask)
+        out: Tensor = self.conv_2(functional.pad(hidden * mask, self.padding)) * mask
+        return out
 
 
 class Encoder(nn.Module):
     """A post-norm transformer over ``[batch, channels, time]`` (upstream ``attentions.Encoder``)."""
 
-    def __init__(
-        self, channels: int, filter_channels: int, heads: int, layers: int, kernel: int, dropout: float
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        channels, layers, dropout = config.hidden_channels, config.layers, config.dropout
         self.drop = nn.Dropout(dropout)
-        self.attn_layers = nn.ModuleList(RelativeAttention(channels, heads, dropout) for _ in range(layers))
+        self.attn_layers = nn.ModuleList(
+            RelativeAttention(channels, config.heads, dropout) for _ in range(layers)
+        )
         self.norm_layers_1 = nn.ModuleList(ChannelNorm(channels) for _ in range(layers))
         self.ffn_layers = nn.ModuleList(
-            FeedForward(channels, filter_channels, kernel, dropout) for _ in range(layers)
+            FeedForward(channels, config.filter_channels, config.kernel_size, dropout) for _ in range(layers)
         )
         self.norm_layers_2 = nn.ModuleList(ChannelNorm(channels) for _ in range(layers))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``[batch, channels, time]`` to the same; ``mask`` is ``[batch, 1, time]``."""
         pair_mask = mask.unsqueeze(2) * mask.unsqueeze(-1)
         x = x * mask
         blocks = zip(self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True)

@@ -74,5 +74,8 @@ def _check_names(names: list[str]) -> None:
 
 def _corrupt(why: str) -> VoxfleetError:
     return VoxfleetError(
-        Reason.MODEL_CORRUPT, f"this is no voice package: {why}", kind=Kind.DATA_LOSS, metadata={"detail": why}
+        Reason.MODEL_CORRUPT,
+        f"this is no voice package: {why}",
+        kind=Kind.DATA_LOSS,
+        metadata={"detail": why},
     )

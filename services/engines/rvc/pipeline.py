@@ -30,13 +30,11 @@ from services.engines.rvc.f0 import f0_method
 from services.engines.rvc.features import FeatureSet, extract
 from services.engines.rvc.preprocess import Slice
 from services.engines.rvc.retrieval import Retrieval
+from services.engines.rvc.state import State, TrainParams, new_state
 from services.engines.rvc.stopping import ShouldStop, never
 from services.engines.rvc.training import (
-    State,
-    TrainParams,
     TrainProgress,
     TrainResult,
-    new_state,
     steps_per_epoch,
     train,
 )
@@ -108,6 +106,10 @@ def save_voice(
     """Write what was trained as a voice; ``directory`` must not exist.
 
     Args:
+        directory: where to.
+        state: what was trained.
+        features: what it was trained on.
+        index: the retrieval index, where there is one.
         last: the final progress of the run, recorded in ``voice.json``.
     """
     training = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +44,11 @@ class ContentEncoder(nn.Module):
         self.scale = math.sqrt(hidden)
         self.emb_phone = nn.Linear(config.content_width, hidden)
         self.emb_pitch = nn.Embedding(PITCH_BINS, hidden)
-        self.encoder = Encoder(
-            hidden, config.filter_channels, config.heads, config.layers, config.kernel_size, config.dropout
-        )
+        self.encoder = Encoder(config)
         self.proj = nn.Conv1d(hidden, 2 * config.inter_channels, 1)
 
     def forward(self, content: Tensor, pitch: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log scale, ``[batch, inter_channels, frames]`` each."""
         x = (self.emb_phone(content) + self.emb_pitch(pitch)) * self.scale
         x = functional.leaky_relu(x, LEAKY_SLOPE).transpose(1, 2)
         mean, log_scale = (self.proj(self.encoder(x * mask, mask)) * mask).chunk(2, dim=1)
@@ -70,6 +68,7 @@ class PosteriorEncoder(nn.Module):
     def forward(
         self, spectrogram: Tensor, mask: Tensor, speaker: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
+        """A sample of the posterior and its log scale, ``[batch, inter_channels, frames]`` each."""
         x = self.enc(self.pre(spectrogram) * mask, mask, speaker)
         mean, log_scale = (self.proj(x) * mask).chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -87,9 +86,11 @@ class Coupling(nn.Module):
         self.post = nn.Conv1d(hidden, half, 1)
         # Starts as the identity.
         nn.init.zeros_(self.post.weight)
-        nn.init.zeros_(cast(Tensor, self.post.bias))
+        if self.post.bias is not None:
+            nn.init.zeros_(self.post.bias)
 
     def forward(self, x: Tensor, mask: Tensor, speaker: Tensor, *, sign: float) -> Tensor:
+        """Add (``sign`` 1) or take away (-1) the shift."""
         kept, moved = x.chunk(2, dim=1)
         shift = self.post(self.enc(self.pre(kept) * mask, mask, speaker)) * mask
         return torch.cat([kept, moved * mask + sign * shift], dim=1)
@@ -99,6 +100,7 @@ class ChannelFlip(nn.Module):
     """Reverses the channels between couplings; holds no parameters, but a place in upstream's list."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Reverse the channels."""
         return x.flip(1)
 
 
@@ -112,6 +114,7 @@ class Flow(nn.Module):
             self.flows.extend([Coupling(config), ChannelFlip()])
 
     def forward(self, x: Tensor, mask: Tensor, speaker: Tensor, *, reverse: bool = False) -> Tensor:
+        """From posterior to prior latents, or back."""
         for layer in reversed(self.flows) if reverse else self.flows:
             if isinstance(layer, Coupling):
                 x = layer(x, mask, speaker, sign=-1.0 if reverse else 1.0)
@@ -137,6 +140,7 @@ class Synthesizer(nn.Module):
         content: Tensor,
         pitch: Tensor,
         f0_hz: Tensor,
+        *,
         spectrogram: Tensor,
         lengths: Tensor,
         speaker_ids: Tensor,
@@ -145,8 +149,12 @@ class Synthesizer(nn.Module):
         """One training pass.
 
         Args:
-            content: ``[batch, frames, content_width]``; pitch and f0_hz: ``[batch, frames]``;
-                spectrogram: ``[batch, spec_channels, frames]``; lengths, speaker_ids: ``[batch]``.
+            content: ``[batch, frames, content_width]``.
+            pitch: ``[batch, frames]``, coarse bins.
+            f0_hz: ``[batch, frames]``.
+            spectrogram: ``[batch, spec_channels, frames]``.
+            lengths: ``[batch]``, valid frames of each row.
+            speaker_ids: ``[batch]``.
             generator: source of every random number drawn here.
 
         Returns:
@@ -176,14 +184,18 @@ class Synthesizer(nn.Module):
         speaker_ids: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples ``[batch, 1, frames * hop]`` for whole, unpadded rows (upstream ``infer``)."""
+        """Samples ``[batch, 1, frames * hop]`` of whole, unpadded rows (upstream ``infer``).
+
+        Arguments as in :meth:`forward`.
+        """
         speaker = self.emb_g(speaker_ids).unsqueeze(-1)
         mask = torch.ones(content.shape[0], 1, content.shape[1], device=content.device)
         mean, log_scale = self.enc_p(content, pitch, mask)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         prior = mean + torch.exp(log_scale) * noise * INFERENCE_TEMPERATURE
         latent = self.flow(prior, mask, speaker, reverse=True)
-        return cast(Tensor, self.dec(latent, f0_hz, speaker, generator))
+        made: Tensor = self.dec(latent, f0_hz, speaker, generator)
+        return made
 
 
 def cut_frames(x: Tensor, starts: Tensor, frames: int) -> Tensor:

@@ -10,87 +10,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid
-from services.engines.rvc.config import ModelConfig
-from services.engines.rvc.discriminator import Discriminator
 from services.engines.rvc.features import Batch, FeatureSet, make_batch
 from services.engines.rvc.losses import adversarial_loss, discriminator_loss, feature_loss, kl_loss
 from services.engines.rvc.mel import linear_spectrogram, log_mel
+from services.engines.rvc.state import State, TrainParams, autocast_type
 from services.engines.rvc.stopping import ShouldStop, never
-from services.engines.rvc.synthesizer import Synthesizer, cut_frames
+from services.engines.rvc.synthesizer import cut_frames
 
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FINITE_CHECK_STEPS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class TrainParams:
-    """The recipe.
-
-    Args:
-        epochs: passes over the slices.
-        precision: ``auto`` is bf16 where a GPU has it, fp16 on older GPUs, fp32 on a CPU.
-        mel_weight, kl_weight, feature_weight: of the generator's losses.
-        checkpoint_steps, checkpoint_s: how often ``on_checkpoint`` is called; 0 is never.
-        progress_s: at most how often ``on_progress`` is called; 0 is every step.
-    """
-
-    epochs: int = 200
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    seed: int = 0
-    precision: str = "auto"
-    lr_decay: float = 0.999875
-    beta_1: float = 0.8
-    beta_2: float = 0.99
-    epsilon: float = 1e-9
-    mel_weight: float = 45.0
-    kl_weight: float = 1.0
-    feature_weight: float = 2.0
-    checkpoint_steps: int = 0
-    checkpoint_s: float = 0.0
-    progress_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("epochs", 1, 100_000), ("batch_size", 1, 256), ("learning_rate", 1e-8, 1.0)):
-            if not low <= getattr(self, name) <= high:
-                raise invalid(Reason.INVALID_ARGUMENT, f"{name} must be within {low} and {high}", field=name)
-        if self.precision not in ("auto", *_PRECISIONS):
-            raise invalid(
-                Reason.INVALID_ARGUMENT, "precision must be auto, fp32, bf16 or fp16", field="precision"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON data."""
-        return asdict(self)
-
-
-@dataclass(slots=True)
-class State:
-    """Everything that training carries from one step to the next.
-
-    ``position`` counts slices of this epoch already seen: a resumed run may use another batch size.
-    """
-
-    config: ModelConfig
-    params: TrainParams
-    device: torch.device
-    synthesizer: Synthesizer
-    discriminator: Discriminator
-    optimizer_g: torch.optim.AdamW
-    optimizer_d: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,69 +66,6 @@ class TrainResult:
     last: TrainProgress | None
 
 
-def new_state(
-    config: ModelConfig,
-    params: TrainParams,
-    device: str = "cpu",
-    *,
-    pretrained_g: dict[str, Tensor] | None = None,
-    pretrained_d: dict[str, Tensor] | None = None,
-) -> State:
-    """A fresh state, the same for the same seed.
-
-    Args:
-        pretrained_g, pretrained_d: base weights to start from. A first layer of another content
-            width stays fresh; anything else that does not fit is ``MODEL_CORRUPT``.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
-        synthesizer = Synthesizer(config)
-        discriminator = Discriminator(config)
-    if pretrained_g is not None:
-        load_weights(synthesizer, pretrained_g, may_differ=("enc_p.emb_phone.weight", "emb_g.weight"))
-    if pretrained_d is not None:
-        load_weights(discriminator, pretrained_d)
-    return assemble(config, params, torch.device(device), synthesizer, discriminator)
-
-
-def assemble(
-    config: ModelConfig,
-    params: TrainParams,
-    device: torch.device,
-    synthesizer: Synthesizer,
-    discriminator: Discriminator,
-) -> State:
-    """Put models on the device and give them optimisers."""
-    on_cuda = device.type == "cuda"
-    synthesizer, discriminator = synthesizer.to(device).train(), discriminator.to(device).train()
-    optimizer_g, optimizer_d = (
-        torch.optim.AdamW(
-            model.parameters(),
-            lr=params.learning_rate,
-            betas=(params.beta_1, params.beta_2),
-            eps=params.epsilon,
-            # The stock trainer is bound by the host's launches: one kernel for all parameters.
-            fused=on_cuda,
-        )
-        for model in (synthesizer, discriminator)
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=_autocast_type(params, device) == torch.float16)
-    return State(config, params, device, synthesizer, discriminator, optimizer_g, optimizer_d, scaler)
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], *, may_differ: tuple[str, ...] = ()) -> None:
-    """Load by name; keys in ``may_differ`` keep the model's own values where shapes disagree."""
-    own = model.state_dict()
-    merged = {
-        name: own[name] if name in may_differ and name in own and own[name].shape != tensor.shape else tensor
-        for name, tensor in weights.items()
-    }
-    try:
-        model.load_state_dict(merged)
-    except RuntimeError as error:
-        raise invalid(Reason.MODEL_CORRUPT, f"the weights do not fit the model: {error}") from error
-
-
 def train_step(state: State, batch: Batch) -> StepMetrics:
     """One update of the discriminator, then one of the generator; advances ``state.step``."""
     config, params = state.config, state.params
@@ -203,14 +75,20 @@ def train_step(state: State, batch: Batch) -> StepMetrics:
         torch.manual_seed(_mixed(params.seed + 1, state.step))
     autocast = torch.autocast(
         state.device.type,
-        dtype=_autocast_type(params, state.device),
-        enabled=_autocast_type(params, state.device) is not None,
+        dtype=autocast_type(params, state.device),
+        enabled=autocast_type(params, state.device) is not None,
     )
     spectrogram = linear_spectrogram(batch.samples, config)
     speakers = torch.zeros_like(batch.lengths)
     with autocast:
         made, starts, gaussians = state.synthesizer(
-            batch.content, batch.pitch, batch.f0_hz, spectrogram, batch.lengths, speakers, generator
+            batch.content,
+            batch.pitch,
+            batch.f0_hz,
+            spectrogram=spectrogram,
+            lengths=batch.lengths,
+            speaker_ids=speakers,
+            generator=generator,
         )
     frames = batch.samples.view(len(batch.samples), -1, config.hop).transpose(1, 2)
     real = cut_frames(frames, starts, config.segment_frames).transpose(1, 2).flatten(1).unsqueeze(1)
@@ -253,10 +131,16 @@ def train(
     """Train to ``params.epochs``, from wherever the state stands.
 
     ``should_stop`` is polled before every step; when it says so, ``on_checkpoint`` is called once
-    more and the result says ``stopped``. The state is changed in place.
+    more and the result says ``stopped``.
 
     Args:
+        state: where to start; changed in place.
+        dataset: what to train on.
         params: in place of the state's own, for instance a smaller batch after running out of memory.
+        on_progress: called at most every ``progress_s``, and after the last step.
+        on_checkpoint: called between steps, when one is due.
+        should_stop: polled before every step.
+        clock: seconds that only go forward.
 
     Raises:
         VoxfleetError: ``TRAINING_DIVERGED`` at a loss that is no number (the last checkpoint is
@@ -389,15 +273,6 @@ def _update(state: State, optimizer: torch.optim.AdamW, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(state.scaler.scale(loss))
     state.scaler.step(optimizer)
-
-
-def _autocast_type(params: TrainParams, device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
-        # Reduced precision on a CPU is slower, and no longer repeatable bit for bit.
-        return None
-    if params.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return _PRECISIONS[params.precision]
 
 
 def _mixed(seed: int, step: int) -> int:

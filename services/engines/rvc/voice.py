@@ -1,5 +1,7 @@
-"""A voice on disk: ``voice.json``, ``model.safetensors`` (16-bit, without the posterior encoder) and
-``index.faiss``, each file named with its SHA-256."""
+"""A voice on disk: ``voice.json``, ``model.safetensors`` and ``index.faiss``.
+
+The weights are 16-bit, without the posterior encoder; ``voice.json`` holds each file's SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from services.engines.rvc.f0 import DEFAULT_METHOD
 from services.engines.rvc.files import sha256_of
 from services.engines.rvc.layers import fold_weight_norm
 from services.engines.rvc.retrieval import Retrieval, load_index, save_index
+from services.engines.rvc.state import load_weights
 from services.engines.rvc.synthesizer import Synthesizer
-from services.engines.rvc.training import load_weights
 
 FORMAT = "voxfleet-rvc-voice"
 VERSION = 1

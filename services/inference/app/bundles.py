@@ -76,7 +76,13 @@ class Bundles:
     """
 
     def __init__(
-        self, catalog: Catalog, store: ArtifactStore, work_dir: Path, *, wanted: str = "", hub: Hub | None = None
+        self,
+        catalog: Catalog,
+        store: ArtifactStore,
+        work_dir: Path,
+        *,
+        wanted: str = "",
+        hub: Hub | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -231,8 +237,10 @@ class Bundles:
 
 
 def stored_key(manifest: Manifest, path: str) -> str:
-    """The key of a bundle's file: under the weights' identity, so that a new release of a name
-    never changes bytes that a replica is reading."""
+    """The key of a bundle's file, which holds the weights' identity.
+
+    A name whose weights are replaced thus never changes bytes that a replica is reading.
+    """
     return bundle_key(manifest.name, f"{manifest.digest[:16]}/{path}")
 
 
@@ -324,7 +332,9 @@ def _arriving(directory: Path, file: ImportFile) -> Iterator[_Arriving]:
         )
     target = directory / path
     if target.exists() or target.name == MANIFEST_FILE:
-        raise invalid(Reason.INVALID_ARGUMENT, f"{file.path} may not come here, or came twice", field="file.path")
+        raise invalid(
+            Reason.INVALID_ARGUMENT, f"{file.path} may not come here, or came twice", field="file.path"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     arriving = _Arriving(file, target)
     try:

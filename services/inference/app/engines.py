@@ -58,6 +58,9 @@ ENGINES: tuple[EngineDescription, ...] = (
         "f5", ("synthesize",), "F5-TTS: speaks text in the voice of a short reference clip.", F5Parameters
     ),
     EngineDescription(
-        "rvc", ("train", "convert"), "RVC v2: a voice trained on recordings, for converting others.", RvcParameters
+        "rvc",
+        ("train", "convert"),
+        "RVC v2: a voice trained on recordings, for converting others.",
+        RvcParameters,
     ),
 )

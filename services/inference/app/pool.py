@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +56,7 @@ class _Member:
 
     def seen(self) -> Replica:
         slots = self.facts.slots if self.facts is not None else 0
-        return Replica(
-            self.number, self.generation, self.state, slots, self.busy, self.since_s, self.missed
-        )
+        return Replica(self.number, self.generation, self.state, slots, self.busy, self.since_s, self.missed)
 
 
 @dataclass(eq=False)
@@ -84,7 +82,7 @@ class Running:
         self.waited_s = waited_s
         self.ended = False
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """What the engine sends; see :meth:`ports.Call.events`."""
         try:
             async for event in self._call.events():
@@ -207,7 +205,12 @@ class Pool:
         now_s = self._clock()
         waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
         actions = reconcile(
-            self.plan, self._generation, self.replicas, waiting, now_s, self._start_from_s
+            self.plan,
+            self._generation,
+            self.replicas,
+            waiting=waiting,
+            now_s=now_s,
+            start_from_s=self._start_from_s,
         )
         for action in actions:
             match action:
@@ -234,18 +237,21 @@ class Pool:
         try:
             facts = await member.engine.ready()
         except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on without this replica
-            known = error if isinstance(error, VoxfleetError) else internal(f"{type(error).__name__}: {error}")
+            known = (
+                error if isinstance(error, VoxfleetError) else internal(f"{type(error).__name__}: {error}")
+            )
             self._failures += 1
             self._start_from_s = self._clock() + back_off_s(self._failures)
             self._broken = known
-            log.error("%s replica %d does not start: %s", self.plan.role, member.number, known.message)
+            log.warning("%s replica %d does not start: %s", self.plan.role, member.number, known.message)
             self._drop(member, "start failed")
         else:
             self._failures, self._broken = 0, None
             member.facts, member.state, member.since_s = facts, ReplicaState.READY, self._clock()
             log.info(
-                "%s replica %d is ready on %s (%s): %s, %d slots",
-                *(self.plan.role, member.number, facts.node, facts.device, facts.weights.label, facts.slots),
+                "%s replica %d is ready on %s, pid %d (%s): %s, %d slots",
+                *(self.plan.role, member.number, facts.node, facts.pid, facts.device),
+                *(facts.weights.label, facts.slots),
             )
         self.step()
 
@@ -363,7 +369,7 @@ class Pool:
         slots = sum(replica.slots for replica in self.replicas)
         return VoxfleetError(
             Reason.QUEUE_FULL,
-            f"all {slots} slots of the {self.plan.role} pool are taken and {ahead} requests wait; try again later",
+            f"all {slots} slots of the {self.plan.role} pool are taken and {ahead} requests wait; try later",
             kind=Kind.EXHAUSTED,
             metadata={"engine": self.plan.role, "waiting": ahead, "slots": slots},
             retry_after_s=expected_wait_s(ahead, slots, self._call_s),

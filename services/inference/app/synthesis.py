@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ class Synthesis:
         self._pool = pool
         self._catalog = catalog
 
-    async def stream(self, request: SpeechRequest) -> AsyncIterator[Part]:
+    async def stream(self, request: SpeechRequest) -> AsyncGenerator[Part]:
         """A header, samples (signed 16-bit little-endian mono), a summary.
 
         A replica that dies is replaced by another, once, and only while no sample has been sent. Leaving
@@ -154,7 +154,7 @@ class Synthesis:
             parameters = parameters.model_copy(update={"seed": new_seed()})
         return StreamSpeech(request.text, voice, parameters, request.rate_hz)
 
-    async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncIterator[Header | bytes]:
+    async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         for last in (False, True):
             try:
                 async with aclosing(self._speak_once(asked, progress)) as parts:
@@ -166,7 +166,7 @@ class Synthesis:
                     raise
                 log.info("a replica died before the first sample; the request goes to another")
 
-    async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncIterator[Header | bytes]:
+    async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         def make(facts: EngineFacts) -> Request:
             check_language(asked.parameters.language, asked.voice.languages, facts)
             return asked
@@ -188,15 +188,13 @@ class Synthesis:
                                 yield event.data[start : start + PIECE_BYTES]
 
     async def _record(self, request: SpeechRequest, progress: _Progress) -> None:
-        usage = Usage(
-            request.team, request.voice, progress.duration_s, progress.work_s, len(request.text)
-        )
+        usage = Usage(request.team, request.voice, progress.duration_s, progress.work_s, len(request.text))
         try:
             with telemetry.span("record usage"):
                 await self._catalog.record_usage(usage)
         except VoxfleetError as error:
             # The caller has their audio: that it was not counted is ours to mend.
-            log.error("usage of %s is not recorded: %s", request.voice, error.message)
+            log.warning("usage of %s is not recorded: %s", request.voice, error.message)
 
 
 def check_text(text: str) -> None:

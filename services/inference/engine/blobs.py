@@ -1,4 +1,4 @@
-"""Bytes of jobs: inputs verified by their hash, audio encoded with its provenance and stored under its hash."""
+"""Bytes of jobs: inputs verified by their hash, outputs encoded with their provenance and stored."""
 
 from __future__ import annotations
 
@@ -64,21 +64,24 @@ def keep_audio(
     tags: dict[str, str],
     weights: Weights,
     seed: int,
+    work_s: float,
     advance: Callable[[str, float], None],
-) -> Callable[[float, int], Made]:
+    item: int = 0,
+) -> Made:
     """Encodes and stores an output.
 
     Args:
+        store: where to.
+        team: whose it is.
         samples: float32, mono.
         rate_hz: theirs.
         output: how it is to come.
         tags: what the file itself says of how it was made.
         weights: what made it.
         seed: with which seed.
+        work_s: what it cost.
         advance: told (phase, share).
-
-    Returns:
-        makes the event, of the seconds of work and the item's number.
+        item: its number in the call.
     """
     wanted_hz = output.rate_hz or rate_hz
     if not MIN_RATE_HZ <= wanted_hz <= MAX_RATE_HZ:
@@ -103,12 +106,7 @@ def keep_audio(
     blob = Blob(key=kept.key, sha256=sha256, size_bytes=len(data), media_type=fmt.content_type)
     duration_s = samples.shape[-1] / rate_hz
 
-    def made(work_s: float, item: int = 0) -> Made:
-        return Made(
-            blob, duration_s, info.rate_hz, info.channels, fmt.value, seed, weights, work_s, item
-        )
-
-    return made
+    return Made(blob, duration_s, info.rate_hz, info.channels, fmt.value, seed, weights, work_s, item)
 
 
 def provenance_tags(engine: str, voice: str, job: str) -> dict[str, str]:
@@ -129,7 +127,8 @@ def team_id(team: str) -> str:
 
 def pcm16(samples: Samples) -> bytes:
     """Signed 16-bit little-endian samples; beyond ±1 is clipped."""
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()
+    data: bytes = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()
+    return data
 
 
 class _Chunks(io.RawIOBase):

@@ -29,7 +29,7 @@ class Body(Protocol):
         """What it is."""
 
     def run(self, request: Request, emit: Emit, stopped: Stopped) -> None:
-        """Does what is asked; polls ``stopped`` and then raises CANCELLED. May be called from several threads."""
+        """Does what is asked; polls ``stopped`` and then raises CANCELLED. Several threads may call it."""
 
 
 class Calls:
@@ -85,7 +85,7 @@ class Calls:
             return flag
 
     def _known(self, error: BaseException) -> VoxfleetError:
-        """The error as callers know it: one that an engine did not foresee is a failure of this call alone."""
+        """The error as callers know it; one that an engine did not foresee fails this call alone."""
         if isinstance(error, VoxfleetError):
             return error
         if type(error).__name__ == "OutOfMemoryError":

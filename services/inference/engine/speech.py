@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-import torch
 
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Kind, Reason, VoxfleetError, internal
@@ -22,6 +23,7 @@ from services.common.media.decode import decode
 from services.common.media.resample import StreamResampler
 from services.engines.bundles.cache import BundleCache, open_from
 from services.engines.bundles.manifest import read_manifest
+from services.engines.device import natural_device, release_memory
 from services.engines.f5 import small
 from services.engines.f5.planning import RATE_HZ, Plan, Reference, SynthesisItem
 from services.engines.f5.reference import prepare
@@ -69,12 +71,12 @@ class SpeechBody:
         VoxfleetError: MODEL_CORRUPT, ARTIFACT_NOT_FOUND, STORAGE_UNAVAILABLE.
     """
 
-    def __init__(
-        self, spec: EngineSpec, store: ArtifactStore, cache_dir: Path, limits: SpeechLimits
-    ) -> None:
+    def __init__(self, spec: EngineSpec, store: ArtifactStore, cache_dir: Path, limits: SpeechLimits) -> None:
         self._store = store
-        directory = small_bundle(cache_dir) if spec.bundle is None else ensure_bundle(store, spec.bundle, cache_dir)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        directory = (
+            small_bundle(cache_dir) if spec.bundle is None else ensure_bundle(store, spec.bundle, cache_dir)
+        )
+        device = natural_device()
         # The cache has just hashed what it fetched; the small bundle is hashed as it is made.
         self._model = F5Model.load(directory, device=device, check=False)
         self._references: OrderedDict[tuple[str, str], Reference] = OrderedDict()
@@ -109,7 +111,8 @@ class SpeechBody:
         rate_hz = request.rate_hz or RATE_HZ
         chunks = len(self._model.plan(item, chunk_s=STREAM_CHUNK_S).segments)
         resampler = StreamResampler(1, RATE_HZ, rate_hz) if rate_hz != RATE_HZ else None
-        with closing(self._model.stream(item, cancelled=stopped)) as pieces:  # type: ignore[type-var]
+        stream = cast("Generator[Synthesis]", self._model.stream(item, cancelled=stopped))
+        with closing(stream) as pieces:
             emit(Opened(rate_hz, chunks, item.seed, self.facts.weights))
             for number, piece in enumerate(pieces, start=1):
                 samples = piece.audio
@@ -137,7 +140,7 @@ class SpeechBody:
             if len(plans) == 1 or error.reason is Reason.CANCELLED:
                 raise
             # One text may have spoilt the batch for all: each gets a try of its own.
-            _release_memory()
+            release_memory()
             self._speak_singly(items, plans, emit, stopped)
             return
         for (index, _), result in zip(plans, results, strict=True):
@@ -152,7 +155,7 @@ class SpeechBody:
             except VoxfleetError as error:
                 if error.reason is Reason.CANCELLED:
                     raise
-                _release_memory()
+                release_memory()
                 emit(Refused(error, index))
             else:
                 self._keep(items[index], index, result, emit)
@@ -169,12 +172,14 @@ class SpeechBody:
                 tags=provenance_tags("f5", task.voice.name, one.job),
                 weights=self.facts.weights,
                 seed=task.parameters.seed,
+                work_s=result.stats.wall_s,
                 advance=lambda phase, share: emit(Advance(phase, share, index)),
+                item=index,
             )
         except VoxfleetError as error:
             emit(Refused(error, index))
         else:
-            emit(made(result.stats.wall_s, index))
+            emit(made)
 
     def _item(self, text: str, voice: F5Voice, parameters: SpeakingParameters) -> SynthesisItem:
         return SynthesisItem(
@@ -236,7 +241,7 @@ def small_bundle(cache_dir: Path) -> Path:
         manifest = small.build(draft)
         directory = BundleCache(cache).ensure(manifest, open_from(draft))
     finally:
-        _remove(draft)
+        shutil.rmtree(draft, ignore_errors=True)
     return directory
 
 
@@ -249,14 +254,3 @@ def _made_before(cache: Path) -> Path | None:
         if BundleCache(cache).holds(manifest) and BundleCache(cache).path(manifest) == manifest_file.parent:
             return manifest_file.parent
     return None
-
-
-def _remove(directory: Path) -> None:
-    import shutil
-
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _release_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -325,8 +325,9 @@ class CatalogQueries:
         return (await self._connection.execute(statement)).all()
 
     async def _inserted(self, statement: Any) -> bool:
-        found = await self._connection.execute(statement.on_conflict_do_nothing())
-        return bool(found.rowcount)
+        # RETURNING, since SQLAlchemy does not keep the row count of an INSERT.
+        found = await self._connection.execute(statement.on_conflict_do_nothing().returning(sa.literal(1)))
+        return found.first() is not None
 
     async def _changed(self, statement: sa.Executable) -> bool:
         return bool((await self._connection.execute(statement)).rowcount)

@@ -201,4 +201,5 @@ def waiting_reason(job: Job, now: dt.datetime) -> str:
         return "PAUSED"
     if job.waiting_reason == "BACK_OFF" and job.updated_at > now - dt.timedelta(minutes=5):
         return "BACK_OFF"
-    return job.waiting_reason or "GPU_BUSY"
+    on_gpu = job.kind.startswith(("rvc.", "f5."))
+    return job.waiting_reason or ("GPU_BUSY" if on_gpu else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,10 +37,8 @@ def damage(store: ArtifactStore) -> Damage:
     client = store._client
 
     def replace(key: str, data: bytes) -> None:
-        import io
-
         stat = client.stat_object("voxfleet", key)
-        kept = {name: value for name, value in stat.metadata.items() if name.lower().startswith("x-amz-meta-")}
+        kept = {name: each for name, each in stat.metadata.items() if name.lower().startswith("x-amz-meta-")}
         client.put_object("voxfleet", key, io.BytesIO(data), len(data), metadata=kept)
 
     return replace
@@ -77,7 +76,7 @@ def test_nothing_at_all_can_be_stored(store: ArtifactStore, team: str) -> None:
     assert list(store.open_range(key)) == []
 
 
-def test_a_file_of_several_parts_goes_and_comes_whole(store: ArtifactStore, team: str, tmp_path: Path) -> None:
+def test_a_file_of_several_parts_comes_back_whole(store: ArtifactStore, team: str, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096 * 20  # 20 MiB: more than one part
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(data)

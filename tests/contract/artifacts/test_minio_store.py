@@ -37,7 +37,7 @@ def test_a_presigned_upload_and_download_need_no_key(store: MinioArtifactStore, 
     assert (part.status, part.data) == (206, b"voice")
 
 
-def test_a_presigned_address_is_good_for_its_key_and_method_alone(store: MinioArtifactStore, key: str) -> None:
+def test_a_presigned_address_is_good_for_one_key_and_method(store: MinioArtifactStore, key: str) -> None:
     store.put_bytes(key, b"x")
     http = urllib3.PoolManager()
     url = store.presign_get(key, 60)

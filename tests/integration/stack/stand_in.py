@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 def main() -> int:
     name = sys.argv[1]
     if os.environ.get("STAND_IN_FAIL") == name:
-        print("cannot find the frobnicator", file=sys.stderr)
+        sys.stderr.write("cannot find the frobnicator\n")
         return 7
     asked_to_stop = threading.Event()
     if os.environ.get("STAND_IN_STUBBORN") == name:

@@ -1,5 +1,7 @@
 """Audio in and out: ``client.audio``."""
 
+# ruff: noqa: A002 - the arguments bear the names of the API's fields
+
 from __future__ import annotations
 
 import time
@@ -101,13 +103,9 @@ class AudioGroup:
         request = audio_pb2.ListAudiosRequest(
             parent=self._calls.team, filter=filter, query=query, order_by=order_by, page_size=page_size
         )
-        while True:
-            page = await self._calls.unary(self._stub.ListAudios, request, safe=True)
+        async for page in self._calls.pages(self._stub.ListAudios, request):
             for audio in page.audios:
                 yield audio
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def analyze(self, name: str, *, waveform_points: int = 0) -> audio_pb2.AnalyzeAudioResponse:
         """The measures of an audio and its grade.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 
@@ -14,8 +15,23 @@ from voxfleet.client.errors import VoxfleetError
 from voxfleet.client.retry import RetryPolicy
 from voxfleet.client.tracing import trace_headers
 
+
+class PageRequest(Protocol):
+    """Asks for a page."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """Names the page after it."""
+
+    next_page_token: str
+
+
 _Q = TypeVar("_Q")
 _R = TypeVar("_R")
+_PageQ = TypeVar("_PageQ", bound=PageRequest)
+_PageR = TypeVar("_PageR", bound=Page)
 
 
 class Calls:
@@ -86,3 +102,48 @@ class Calls:
                 if time.monotonic() + wait_s >= deadline:
                     raise error from failure
             await port_aio.sleep(wait_s)
+
+    async def pages(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[_PageQ, _PageR], request: _PageQ
+    ) -> AsyncIterator[_PageR]:
+        """All pages of a list, each fetched when it is come to."""
+        while True:
+            page = await self.unary(method, request, safe=True)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def send(
+        self, method: grpc.aio.StreamUnaryMultiCallable[_Q, _R], messages: AsyncIterator[_Q], timeout_s: float
+    ) -> _R:
+        """Makes a call that sends a stream, once.
+
+        What goes wrong in making the messages (a disk that fails) is raised as it is: gRPC would tell of a
+        cancelled call.
+        """
+        sent = _Sent(messages)
+        try:
+            return await method(sent.messages(), timeout=timeout_s, metadata=self.headers())
+        except port_aio.CALL_FAILURES as failure:
+            if sent.failure is not None:
+                raise sent.failure from None
+            if not isinstance(failure, grpc.RpcError):
+                raise
+            raise self.error(failure) from failure
+
+
+class _Sent(Generic[_Q]):
+    """Messages on their way, and what went wrong in making them."""
+
+    def __init__(self, messages: AsyncIterator[_Q]) -> None:
+        self._messages = messages
+        self.failure: Exception | None = None
+
+    async def messages(self) -> AsyncIterator[_Q]:
+        try:
+            async for message in self._messages:
+                yield message
+        except Exception as error:
+            self.failure = error
+            raise

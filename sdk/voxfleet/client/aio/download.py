@@ -10,6 +10,7 @@ import grpc
 from voxfleet.client import port_aio
 from voxfleet.client.aio.calls import Calls
 from voxfleet.client.errors import DataLoss, Unavailable, VoxfleetError, is_cut
+from voxfleet.client.retry import Patience
 from voxfleet.v1 import audio_pb2, audio_pb2_grpc
 
 
@@ -40,7 +41,7 @@ class Downloader:
         """The bytes in order. Ends only when all came and their SHA-256 is the promised one."""
         digest = hashlib.sha256()
         received = 0
-        failures = 0
+        patience = Patience(self._calls.policy)
         while True:
             call = self._stub.DownloadAudio(
                 audio_pb2.DownloadAudioRequest(name=self._name, offset=received),
@@ -53,11 +54,10 @@ class Downloader:
                     if message.HasField("header"):
                         self._take(message.header, received)
                     if message.chunk:
-                        failures = 0
+                        patience.renew()
                         received += len(message.chunk)
                         digest.update(message.chunk)
-                        if self._progress is not None:
-                            self._progress(received, self.header.size_bytes)
+                        self._tell(received)
                         yield message.chunk
                 if received >= self.header.size_bytes:
                     break
@@ -68,13 +68,17 @@ class Downloader:
                     raise error from failure
             finally:
                 call.cancel()
-            failures += 1
-            if failures >= self._calls.policy.attempts:
-                raise error
-            await port_aio.sleep(self._calls.policy.backoff_s(failures, error.retry_after_s))
-        if received != self.header.size_bytes or digest.hexdigest() != self.header.sha256:
+            await port_aio.sleep(patience.wait_s(error))
+        self._check(received, digest.hexdigest())
+
+    def _tell(self, received: int) -> None:
+        if self._progress is not None:
+            self._progress(received, self.header.size_bytes)
+
+    def _check(self, received: int, sha256: str) -> None:
+        if received != self.header.size_bytes or sha256 != self.header.sha256:
             raise DataLoss(
-                f"{self._name} came as {received} bytes with SHA-256 {digest.hexdigest()}, "
+                f"{self._name} came as {received} bytes with SHA-256 {sha256}, "
                 f"promised were {self.header.size_bytes} with {self.header.sha256}",
                 reason="CHECKSUM_MISMATCH",
             )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-import grpc
-
 from voxfleet.client import names, port_aio
 from voxfleet.client.aio.calls import Calls
 from voxfleet.client.errors import NotFound, VoxfleetError, is_cut
+from voxfleet.client.retry import Patience
 from voxfleet.client.source import CHUNK_BYTES, Source
 from voxfleet.v1 import audio_pb2, audio_pb2_grpc
 
@@ -48,18 +47,17 @@ class Uploader:
         """The committed audio. Resumes while that brings the durable offset forward."""
         first = audio_pb2.UploadAudioRequest(open=self._opening)
         offset = 0
-        failures = 0
+        patience = Patience(self._calls.policy)
         while True:
             try:
-                return await self._stub.UploadAudio(
-                    self._messages(first, offset), timeout=self._timeout_s, metadata=self._calls.headers()
+                return await self._calls.send(
+                    self._stub.UploadAudio, self._messages(first, offset), self._timeout_s
                 )
-            except grpc.RpcError as failure:
-                error = self._calls.error(failure)
-                failures += 1
-                if not _can_resume(error) or failures >= self._calls.policy.attempts:
-                    raise error from failure
-            await port_aio.sleep(self._calls.policy.backoff_s(failures, error.retry_after_s))
+            except VoxfleetError as error:
+                if not _can_resume(error):
+                    raise
+                wait_s = patience.wait_s(error)
+            await port_aio.sleep(wait_s)
             upload = await self._find()
             if upload is None:
                 first, offset = audio_pb2.UploadAudioRequest(open=self._opening), 0
@@ -70,7 +68,7 @@ class Uploader:
                     self._stub.GetAudio, audio_pb2.GetAudioRequest(name=upload.audio), safe=True
                 )
             if upload.durable_offset > offset:
-                failures = 0
+                patience.renew()
             offset = upload.durable_offset
             first = audio_pb2.UploadAudioRequest(
                 resume=audio_pb2.ResumeUpload(upload=self._name, offset=offset)

@@ -1,27 +1,10 @@
-"""Where bytes lie in the store, and who may delete them."""
+"""Who may delete bytes that several uploads may share."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from services.common.names import Name
-
-
-def staging_prefix(upload: Name) -> str:
-    """Under which the parts of an upload lie."""
-    return f"teams/{upload.team}/staging/{upload.id}/"
-
-
-def part_key(upload: Name, offset: int) -> str:
-    """The key of the part that begins at ``offset``."""
-    return f"{staging_prefix(upload)}{offset:016d}"
-
-
-def content_key(team: str, sha256: str) -> str:
-    """The key of a team's bytes by their hash: what is uploaded twice is stored once."""
-    return f"teams/{team}/sha256/{sha256[:2]}/{sha256}"
 
 
 class KeyGuard:

@@ -1,0 +1,1 @@
+"""The synchronous client, generated from ``voxfleet.client.aio``: change that, not this."""

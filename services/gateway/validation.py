@@ -1,0 +1,327 @@
+"""What can be judged of a request without asking anyone: names, sizes, ranges.
+
+Names of another team are answered as if they did not exist. Everything that is wrong with a request is
+said at once, as ``BadRequest`` per field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from google.protobuf import message
+
+from services.common import names
+from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
+from services.common.rpc.caller import Caller
+from voxfleet.v1 import audio_pb2, synthesis_pb2, voice_pb2
+
+MAX_TEXT = 5000
+MAX_CHUNK_BYTES = 2 * 1024 * 1024
+MAX_LABELS = 64
+MAX_BATCH_AUDIOS = 1000
+MAX_TRAINING_AUDIOS = 100
+
+PRESETS = ("", "fast", "balanced", "quality")
+TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
+F0_METHODS = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
+CONTENT_ENCODERS = ("", "contentvec", "whisper-base")
+
+_NOT_FOUND: Final = {
+    "audios": Reason.AUDIO_NOT_FOUND,
+    "uploads": Reason.UPLOAD_NOT_FOUND,
+    "voices": Reason.VOICE_NOT_FOUND,
+    "jobs": Reason.JOB_NOT_FOUND,
+}
+
+# Which fields of which request hold which names; a dot goes into a message, [] over a list.
+_NAMES: Final[dict[str, dict[str, str]]] = {
+    "ResumeUpload": {"upload": "uploads"},
+    "GetUploadRequest": {"name": "uploads"},
+    "GetAudioRequest": {"name": "audios"},
+    "AnalyzeAudioRequest": {"name": "audios"},
+    "DownloadAudioRequest": {"name": "audios"},
+    "GetDownloadUrlRequest": {"name": "audios"},
+    "DeleteAudioRequest": {"name": "audios"},
+    "CreateVoiceRequest": {"voice.references[].audio": "audios"},
+    "TrainVoiceRequest": {"audios[]": "audios"},
+    "GetVoiceRequest": {"name": "voices"},
+    "UpdateVoiceRequest": {"voice.name": "voices"},
+    "DeleteVoiceRequest": {"name": "voices"},
+    "UndeleteVoiceRequest": {"name": "voices"},
+    "ListCheckpointsRequest": {"parent": "voices"},
+    "SynthesizeRequest": {"voice": "voices"},
+    "ConvertAudioRequest": {"audios[]": "audios", "voice": "voices"},
+    "GetJobRequest": {"name": "jobs"},
+    "WatchJobRequest": {"name": "jobs"},
+    "CancelJobRequest": {"name": "jobs"},
+    "PauseJobRequest": {"name": "jobs"},
+    "ResumeJobRequest": {"name": "jobs"},
+    "RetryJobRequest": {"name": "jobs"},
+    "UpdateJobRequest": {"job.name": "jobs"},
+    "RevokeApiKeyRequest": {"name": "apiKeys"},
+}
+
+# An operator works for every team in these.
+_OPERATOR_REQUESTS: Final = frozenset({"CreateApiKeyRequest", "ListApiKeysRequest", "RevokeApiKeyRequest"})
+
+
+class Checks:
+    """Collects what is wrong with a request."""
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+        self._reason: Reason | None = None
+        self._metadata: dict[str, object] = {}
+
+    def wrong(
+        self, field: str, description: str, reason: Reason = Reason.INVALID_ARGUMENT, **metadata: object
+    ) -> None:
+        """Notes a violation; the first reason other than INVALID_ARGUMENT names the whole error."""
+        self._violations.append(FieldViolation(field, description))
+        if self._reason in (None, Reason.INVALID_ARGUMENT):
+            self._reason = reason
+        self._metadata |= metadata
+
+    def within(self, field: str, value: float, low: float, high: float) -> None:
+        """Notes a number outside of ``low`` to ``high``."""
+        if not low <= value <= high:
+            self.wrong(field, f"must be from {low:g} to {high:g}, not {value:g}")
+
+    def one_of(self, field: str, value: str, allowed: tuple[str, ...]) -> None:
+        """Notes a word that is not one of those allowed."""
+        if value not in allowed:
+            self.wrong(field, f"must be one of {', '.join(filter(None, allowed))}, not {value[:40]!r}")
+
+    def finish(self) -> None:
+        """Raises what was noted, if anything."""
+        if self._violations:
+            text = "; ".join(f"{v.field}: {v.description}" for v in self._violations)
+            raise VoxfleetError(
+                self._reason or Reason.INVALID_ARGUMENT,
+                text,
+                kind=Kind.INVALID,
+                metadata=self._metadata,
+                violations=self._violations,
+            )
+
+
+def validate(request: message.Message, caller: Caller) -> None:
+    """Judges a request. Errors: INVALID_ARGUMENT and the reasons of names, texts and sizes."""
+    kind = request.DESCRIPTOR.name
+    checks = Checks()
+    _check_common(request, checks)
+    if specific := _SPECIFIC.get(kind):
+        specific(request, checks)
+    checks.finish()
+    _check_names(request, caller, any_team=caller.operator and kind in _OPERATOR_REQUESTS)
+
+
+def _check_names(request: message.Message, caller: Caller, *, any_team: bool) -> None:
+    fields = _NAMES.get(request.DESCRIPTOR.name, {})
+    for path, collection in fields.items():
+        for field, value in _values(request, path):
+            name = names.parse(value, collection, field=field)
+            if name.team != caller.team and not any_team:
+                raise not_found(_NOT_FOUND.get(collection, Reason.INVALID_ARGUMENT), value)
+    if "parent" in request.DESCRIPTOR.fields_by_name and "parent" not in fields:
+        parent = str(getattr(request, "parent"))  # noqa: B009 - the descriptor says that it is there
+        if names.parse_team(parent) != caller.team and not any_team:
+            raise not_found(Reason.TEAM_NOT_FOUND, parent)
+
+
+def _values(found: Any, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    head, _, rest = path.partition(".")
+    field = head.removesuffix("[]")
+    value = getattr(found, field)
+    parts = enumerate(value) if head.endswith("[]") else ((None, value),)
+    for number, part in parts:
+        label = f"{prefix}{field}" if number is None else f"{prefix}{field}[{number}]"
+        if rest:
+            yield from _values(part, rest, f"{label}.")
+        else:
+            yield label, part
+
+
+def _check_common(request: Any, checks: Checks) -> None:
+    fields = request.DESCRIPTOR.fields_by_name
+    if "page_size" in fields and request.page_size < 0:
+        checks.wrong("page_size", "must not be negative")
+    if "request_id" in fields and not re.fullmatch(r"[\x21-\x7e]{0,64}", request.request_id):
+        checks.wrong("request_id", "has at most 64 printable characters")
+    if "labels" in fields:
+        _check_labels(request.labels, "labels", checks)
+
+
+def _check_labels(labels: Any, field: str, checks: Checks) -> None:
+    if len(labels) > MAX_LABELS:
+        checks.wrong(field, f"has at most {MAX_LABELS} entries")
+    for key, value in labels.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", key) or len(value) > 255:
+            checks.wrong(f"{field}.{key[:63]}", "keys have 1 to 63 of A-Za-z0-9_.-, values at most 255")
+
+
+def _check_text(text: str, field: str, checks: Checks) -> None:
+    if not text.strip():
+        checks.wrong(field, "has nothing to speak", Reason.TEXT_EMPTY)
+    elif len(text) > MAX_TEXT:
+        checks.wrong(
+            field,
+            f"has {len(text)} characters; at most {MAX_TEXT}: send long texts as a batch",
+            Reason.TEXT_TOO_LONG,
+            max_characters=MAX_TEXT,
+            characters=len(text),
+        )
+
+
+def _check_speaking(p: synthesis_pb2.SynthesisParameters, field: str, checks: Checks) -> None:
+    checks.one_of(f"{field}.preset", p.preset, PRESETS)
+    if p.steps:
+        checks.within(f"{field}.steps", p.steps, 4, 64)
+    if p.speed:
+        checks.within(f"{field}.speed", p.speed, 0.5, 2.0)
+    checks.within(f"{field}.cfg_strength", p.cfg_strength, 0.0, 5.0)
+    checks.within(f"{field}.duration_s", p.duration_s, 0.0, 300.0)
+    if p.seed < 0:
+        checks.wrong(f"{field}.seed", "must not be negative")
+    if p.word_timestamps:
+        checks.wrong(f"{field}.word_timestamps", "is not built in this release", Reason.FEATURE_NOT_BUILT)
+
+
+def _check_output(output: synthesis_pb2.OutputFormat, field: str, checks: Checks) -> None:
+    if output.format not in synthesis_pb2.AudioFormat.values():
+        checks.wrong(f"{field}.format", "is not a known format")
+    if output.rate_hz:
+        checks.within(f"{field}.rate_hz", output.rate_hz, 8000, 48000)
+    if output.bitrate_kbps:
+        checks.within(f"{field}.bitrate_kbps", output.bitrate_kbps, 16, 510)
+
+
+def _audio_spec(spec: audio_pb2.AudioSpec, checks: Checks) -> None:
+    if spec.size_bytes < 0:
+        checks.wrong("open.audio.size_bytes", "must not be negative")
+    if spec.sha256 and not re.fullmatch(r"[0-9a-f]{64}", spec.sha256):
+        checks.wrong("open.audio.sha256", "is 64 lower-case hexadecimal digits")
+    if spec.purpose == audio_pb2.AUDIO_PURPOSE_OUTPUT:
+        checks.wrong("open.audio.purpose", "OUTPUT is for what Voxfleet made")
+    if len(spec.display_name) > 255:
+        checks.wrong("open.audio.display_name", "has at most 255 characters")
+    _check_labels(spec.labels, "open.audio.labels", checks)
+
+
+def _open_upload(request: audio_pb2.OpenUpload, checks: Checks) -> None:
+    _audio_spec(request.audio, checks)
+
+
+def _resume_upload(request: audio_pb2.ResumeUpload, checks: Checks) -> None:
+    if request.offset < 0:
+        checks.wrong("resume.offset", "must not be negative")
+
+
+def _analyze(request: audio_pb2.AnalyzeAudioRequest, checks: Checks) -> None:
+    checks.within("waveform_points", request.waveform_points, 0, 4096)
+
+
+def _download(request: audio_pb2.DownloadAudioRequest, checks: Checks) -> None:
+    if request.offset < 0:
+        checks.wrong("offset", "must not be negative", Reason.RANGE_NOT_SATISFIABLE)
+    if request.limit < 0:
+        checks.wrong("limit", "must not be negative", Reason.RANGE_NOT_SATISFIABLE)
+
+
+def _create_voice(request: voice_pb2.CreateVoiceRequest, checks: Checks) -> None:
+    if not 1 <= len(request.voice.references) <= 16:
+        checks.wrong("voice.references", "has 1 to 16 clips")
+    _check_labels(request.voice.labels, "voice.labels", checks)
+    if len(request.voice.display_name) > 255:
+        checks.wrong("voice.display_name", "has at most 255 characters")
+
+
+def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
+    if not 1 <= len(request.audios) <= MAX_TRAINING_AUDIOS:
+        checks.wrong("audios", f"has 1 to {MAX_TRAINING_AUDIOS} entries")
+    elif len(set(request.audios)) < len(request.audios):
+        checks.wrong("audios", "names an audio twice")
+    p = request.parameters
+    checks.within("parameters.epochs", p.epochs, 0, 2000)
+    checks.within("parameters.batch_size", p.batch_size, 0, 64)
+    checks.within("parameters.learning_rate", p.learning_rate, 0.0, 0.1)
+    checks.within("parameters.save_every", p.save_every, 0, 2000)
+    checks.within("parameters.gpus", p.gpus, 0, 8)
+    checks.within("parameters.max_steps", p.max_steps, 0, 10_000_000)
+    checks.one_of("parameters.preset", p.preset, TRAINING_PRESETS)
+    checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
+    checks.one_of("parameters.content_encoder", p.content_encoder, CONTENT_ENCODERS)
+    if p.gpus > 1:
+        checks.wrong(
+            "parameters.gpus", "training over several GPUs is not built yet", Reason.FEATURE_NOT_BUILT
+        )
+
+
+def _synthesize(request: synthesis_pb2.SynthesizeRequest, checks: Checks) -> None:
+    _check_text(request.text, "text", checks)
+    _check_speaking(request.parameters, "parameters", checks)
+    _check_output(request.output, "output", checks)
+
+
+def _batch(request: synthesis_pb2.BatchSynthesizeRequest, checks: Checks) -> None:
+    # A bad item fails alone, in its row; only what is the batch's own is judged here.
+    _check_speaking(request.parameters, "parameters", checks)
+    _check_output(request.output, "output", checks)
+    if not request.items:
+        checks.wrong("items", "a batch has at least one item")
+    for number, item in enumerate(request.items):
+        if item.HasField("parameters"):
+            _check_speaking(item.parameters, f"items[{number}].parameters", checks)
+
+
+def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None:
+    if not 1 <= len(request.audios) <= MAX_BATCH_AUDIOS:
+        checks.wrong("audios", f"has 1 to {MAX_BATCH_AUDIOS} entries")
+    if request.engine not in ("", "rvc"):
+        reason = Reason.FEATURE_NOT_BUILT if request.engine == "f5" else Reason.UNSUPPORTED_ENGINE
+        checks.wrong("engine", "must be rvc; f5 is not built for conversion yet", reason)
+    p = request.parameters
+    checks.within("parameters.pitch_shift", p.pitch_shift, -24, 24)
+    checks.within("parameters.index_rate", p.index_rate, 0, 1)
+    checks.within("parameters.filter_radius", p.filter_radius, 0, 7)
+    checks.within("parameters.rms_mix_rate", p.rms_mix_rate, 0, 1)
+    checks.within("parameters.protect", p.protect, 0, 0.5)
+    checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
+    q = p.preprocessing
+    if q.denoise or q.isolate_voice or q.target_lufs:
+        checks.wrong(
+            "parameters.preprocessing", "cleaning is not built in this release", Reason.FEATURE_NOT_BUILT
+        )
+    _check_output(request.output, "output", checks)
+
+
+_SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
+    "OpenUpload": _open_upload,
+    "ResumeUpload": _resume_upload,
+    "AnalyzeAudioRequest": _analyze,
+    "DownloadAudioRequest": _download,
+    "CreateVoiceRequest": _create_voice,
+    "TrainVoiceRequest": _train_voice,
+    "SynthesizeRequest": _synthesize,
+    "BatchSynthesizeRequest": _batch,
+    "ConvertAudioRequest": _convert,
+}
+
+
+def validate_first(request: Any, caller: Caller) -> None:
+    """Judges the first message of a client's stream: it opens, and is judged as what it opens.
+
+    Errors: INVALID_ARGUMENT where it opens nothing.
+    """
+    part = request.WhichOneof(request.DESCRIPTOR.oneofs[0].name)
+    if part is None or not isinstance(opened := getattr(request, part), message.Message):
+        names_of = [field.name for field in request.DESCRIPTOR.oneofs[0].fields if field.message_type]
+        raise VoxfleetError(
+            Reason.INVALID_ARGUMENT,
+            f"the first message of this stream must be {' or '.join(names_of)}",
+            kind=Kind.INVALID,
+            violations=[FieldViolation(names_of[0], "is missing")],
+        )
+    validate(opened, caller)

@@ -1,0 +1,228 @@
+"""Replicas as Ray actors: every Ray call of this service, but for joining the cluster.
+
+An actor belongs to this process: when the controller ends, Ray ends its actors, so that none holds a
+GPU for nobody. Control calls (health, stop) have threads of their own, beside whatever computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.exceptions
+
+from services.common import telemetry
+from services.common.artifacts.ports import ArtifactStore
+from services.common.errors import Reason, VoxfleetError
+from services.common.jobs.model import NodeFacts
+from services.common.names import new_id
+from services.common.rayrt.failures import from_ray
+from services.common.rayrt.nodes import node_facts
+from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+from services.inference.engine.running import Body, Calls
+from services.inference.model import Role
+
+log = logging.getLogger(__name__)
+
+_THREADS = 64
+"""Of one actor, for calls; how many really run at once is the pool's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlan:
+    """How a role's actors are placed and how much they take on.
+
+    Args:
+        gpus: the share of a GPU that each holds.
+        cpus: the same of CPUs.
+        slots: calls at once; 0 for what suits the device.
+        batch: items in one call (F5); 0 for what suits the device.
+        voices: kept in memory (RVC).
+        threads: CPU threads of torch and OpenMP.
+    """
+
+    gpus: float = 0.5
+    cpus: float = 0.0
+    slots: int = 0
+    batch: int = 0
+    voices: int = 8
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSettings:
+    """What every actor needs of the service's settings."""
+
+    make_store: Callable[[], ArtifactStore]
+    cache_dir: str
+    log_level: str = "INFO"
+    log_json: bool = False
+    otlp_endpoint: str = ""
+
+
+class EngineActor:
+    """The process of a replica."""
+
+    def __init__(self, spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> None:
+        telemetry.configure_logging(f"{spec.role}-actor", settings.log_level, as_json=settings.log_json)
+        telemetry.configure_tracing(f"{spec.role}-actor", settings.otlp_endpoint)
+        self._spec = spec
+        self._plan = plan
+        self._settings = settings
+        self._calls: Calls | None = None
+
+    def ready(self) -> EngineFacts:
+        """Loads the weights: here and not on construction, so that Ray passes our own errors on."""
+        body = _build(self._spec, self._plan, self._settings)
+        failed = Reason.SYNTHESIS_FAILED if self._spec.role is Role.F5 else Reason.CONVERSION_FAILED
+        self._calls = Calls(body, failed)
+        return body.facts
+
+    @ray.method(concurrency_group="control")
+    def check(self) -> bool:
+        """Answers, if it can."""
+        return True
+
+    @ray.method(concurrency_group="control")
+    def stop(self, call: str) -> None:
+        """Asks a call to end."""
+        assert self._calls is not None
+        self._calls.stop(call)
+
+    def run(self, call: str, request: Request, traceparent: str) -> Iterator[Event]:
+        """A call's events; see :class:`services.inference.engine.running.Calls`."""
+        assert self._calls is not None
+        yield from self._calls.run(call, request, traceparent)
+
+
+def _build(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
+    """Imports the engine, which takes seconds and hundreds of megabytes: in an actor only."""
+    from services.engines.device import limit_threads
+
+    limit_threads(plan.threads)
+    store, cache_dir = settings.make_store(), Path(settings.cache_dir)
+    if spec.role is Role.F5:
+        from services.inference.engine.speech import SpeechBody, SpeechLimits
+
+        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots, plan.batch))
+    from services.inference.engine.conversion import ConversionBody, ConversionLimits
+
+    limits = ConversionLimits(plan.slots, plan.voices, threads=plan.threads)
+    return ConversionBody(spec, store, cache_dir, limits)
+
+
+class RayExecutor:
+    """Starts replicas on the cluster that this process has joined.
+
+    Args:
+        plans: by role.
+        settings: for the actors.
+    """
+
+    def __init__(self, plans: dict[Role, ActorPlan], settings: ActorSettings) -> None:
+        self._plans = plans
+        self._settings = settings
+        self._actor = cast("Any", ray.remote)(concurrency_groups={"control": 2})(EngineActor)
+
+    def start(self, spec: EngineSpec) -> RayEngine:
+        """See :class:`services.inference.ports.Executor`."""
+        plan = self._plans[spec.role]
+        threads = str(plan.threads)
+        handle = self._actor.options(
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            max_concurrency=_THREADS,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    # Without it an actor that asks for no GPU sees every GPU of the node.
+                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+                }
+            },
+        ).remote(spec, plan, self._settings)
+        return RayEngine(handle)
+
+    async def nodes(self) -> tuple[NodeFacts, ...]:
+        """See :class:`services.inference.ports.Executor`."""
+        try:
+            return await asyncio.to_thread(node_facts)
+        except Exception as error:
+            raise from_ray(error) from error
+
+
+class RayEngine:
+    """A replica in an actor.
+
+    Args:
+        handle: of the actor.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def ready(self) -> EngineFacts:
+        """See :class:`services.inference.ports.Engine`."""
+        return cast("EngineFacts", await _answer(self._handle.ready.remote()))
+
+    async def check(self) -> None:
+        """See :class:`services.inference.ports.Engine`."""
+        await _answer(self._handle.check.remote())
+
+    def call(self, request: Request) -> RayCall:
+        """See :class:`services.inference.ports.Engine`."""
+        return RayCall(self._handle, request)
+
+    def end(self) -> None:
+        """See :class:`services.inference.ports.Engine`."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self._handle, no_restart=True)
+
+
+class RayCall:
+    """A call that runs in an actor.
+
+    Args:
+        handle: of the actor.
+        request: what is asked for.
+    """
+
+    def __init__(self, handle: Any, request: Request) -> None:
+        self._handle = handle
+        self._id = new_id()
+        run = handle.run.options(num_returns="streaming")
+        self._stream = run.remote(self._id, request, telemetry.current_traceparent())
+        self._over = self._stream.completed()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """See :class:`services.inference.ports.Call`."""
+        try:
+            async for ref in self._stream:
+                yield await ref
+        except (ray.exceptions.RayError, VoxfleetError, ConnectionError) as error:
+            raise from_ray(error) from None
+
+    async def stop(self) -> None:
+        """See :class:`services.inference.ports.Call`."""
+        await _answer(self._handle.stop.remote(self._id))
+
+    async def ended(self) -> None:
+        """See :class:`services.inference.ports.Call`."""
+        # However it ended: what it raised has been told, or nobody listens any more.
+        with suppress(VoxfleetError):
+            await _answer(self._over)
+
+
+async def _answer(ref: Any) -> Any:
+    try:
+        return await ref
+    except (ray.exceptions.RayError, VoxfleetError, ConnectionError) as error:
+        raise from_ray(error) from None

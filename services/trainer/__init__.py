@@ -1,0 +1,1 @@
+"""RVC training: a controller that takes ``rvc.train`` jobs, and the stages it runs in Ray."""

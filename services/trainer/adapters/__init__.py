@@ -1,0 +1,1 @@
+"""What the trainer's ports stand for: Ray, metadata, the artefact store."""

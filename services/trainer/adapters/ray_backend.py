@@ -1,0 +1,144 @@
+"""Stages as Ray actors: every Ray call of the trainer, but for joining and leaving the cluster.
+
+An actor lives for one stage. Only TRAIN asks for GPUs, whole ones. An actor belongs to this process:
+should this one die, Ray ends its actors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+import ray.exceptions
+
+from services.common.errors import VoxfleetError
+from services.common.jobs.model import NodeFacts
+from services.common.rayrt.failures import from_ray
+from services.common.rayrt.nodes import node_facts
+from services.trainer.model import Stage
+from services.trainer.stage import Snapshot, StageSpec
+from services.trainer.stages.runner import StageKit, StageRunner
+
+log = logging.getLogger(__name__)
+
+_CLOSE_S = 4.0
+_GONE_S = 15.0
+_ASK_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What stages ask of a node.
+
+    Args:
+        cpus: of PREPARE and PUBLISH.
+        train_cpus: of TRAIN, beside its GPUs.
+    """
+
+    cpus: float = 1.0
+    train_cpus: float = 1.0
+
+
+class RayBackend:
+    """The trainer's stages on the cluster that this process has joined.
+
+    Args:
+        kit: what every stage's process is given.
+        places: what it asks for.
+        virtual_gpus: what to say of the nodes' GPUs; None tells it of each.
+    """
+
+    def __init__(
+        self, kit: StageKit, places: Places | None = None, *, virtual_gpus: bool | None = None
+    ) -> None:
+        self._kit = kit
+        self._places = places or Places()
+        self._virtual = virtual_gpus
+        self._actor = cast("Any", ray.remote(StageRunner))
+
+    async def start(self, spec: StageSpec) -> RayStage:
+        """See :class:`services.trainer.ports.Backend`."""
+        trains = spec.stage is Stage.TRAIN
+        threads = str(self._kit.threads)
+        handle = self._actor.options(
+            num_gpus=spec.recipe.gpus if trains else 0,
+            num_cpus=self._places.train_cpus if trains else self._places.cpus,
+            # A stage that dies is begun anew by the ledger's next attempt, never behind its back.
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    # Without it an actor that asks for no GPU sees every GPU of the node.
+                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+                }
+            },
+        ).remote(self._kit, spec)
+        return RayStage(handle)
+
+    async def nodes(self) -> tuple[NodeFacts, ...]:
+        """See :class:`services.trainer.ports.Backend`."""
+        try:
+            return await asyncio.to_thread(node_facts, self._virtual)
+        except Exception as error:
+            raise from_ray(error) from error
+
+
+class RayStage:
+    """A stage in an actor.
+
+    Args:
+        handle: of the actor.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.pid = 0
+
+    async def ready(self) -> None:
+        """See :class:`services.trainer.ports.RunningStage`."""
+        self.pid = await _answer(self._handle.begin.remote())
+
+    async def poll(self, acknowledged: int) -> Snapshot:
+        """See :class:`services.trainer.ports.RunningStage`."""
+        return cast("Snapshot", await _answer(self._handle.poll.remote(acknowledged)))
+
+    async def ask_stop(self, *, save: bool) -> None:
+        """See :class:`services.trainer.ports.RunningStage`."""
+        await _answer(self._handle.ask_stop.remote(save=save))
+
+    async def end(self) -> None:
+        """See :class:`services.trainer.ports.RunningStage`."""
+        if self.pid:
+            try:
+                await asyncio.wait_for(_answer(self._handle.close.remote()), _CLOSE_S)
+            except (VoxfleetError, TimeoutError) as error:
+                log.info("process %d did not close by itself: %s", self.pid, error)
+        try:
+            ray.kill(self._handle, no_restart=True)
+            await asyncio.wait_for(self._gone(), _GONE_S)
+        except TimeoutError:
+            log.error("process %d did not end within %g s of being killed", self.pid, _GONE_S)
+        except ray.exceptions.RayError as error:
+            log.warning("process %d could not be killed: %s", self.pid, error)
+
+    async def _gone(self) -> None:
+        """Waits until the actor answers no more: a kill is sent, not awaited, and a call may overtake it."""
+        while True:
+            try:
+                await _answer(self._handle.poll.remote(0))
+            except VoxfleetError:
+                return
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+
+async def _answer(ref: Awaitable[Any]) -> Any:
+    try:
+        return await ref
+    except (ray.exceptions.RayError, VoxfleetError, ConnectionError) as error:
+        raise from_ray(error) from None

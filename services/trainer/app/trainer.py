@@ -1,0 +1,110 @@
+"""Takes leases, runs an attempt for each, and says how many more it could take."""
+
+from __future__ import annotations
+
+import logging
+
+from services.common.errors import FailureClass, VoxfleetError, internal
+from services.common.jobs.model import Capacity, NodeFacts, Outcome, Succeeded
+from services.common.jobs.tasks import TrainTask
+from services.common.jobs.worker import Attempt
+from services.trainer import metrics, model
+from services.trainer.app.following import Limits
+from services.trainer.app.training import Training
+from services.trainer.ports import Backend, Bundles, WorkFiles
+
+log = logging.getLogger(__name__)
+
+KIND = "rvc.train"
+
+
+class Trainer:
+    """The handler of ``rvc.train`` leases, and their capacity."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        files: WorkFiles,
+        bundles: Bundles,
+        *,
+        limits: Limits | None = None,
+        virtual_gpus: bool | None = None,
+        checkpoint_s: float = 0.0,
+    ) -> None:
+        """Makes it; :meth:`refresh` is to be called every second or so.
+
+        Args:
+            backend: where stages run.
+            files: what attempts stored.
+            bundles: the weights that the store has.
+            limits: how long it waits.
+            virtual_gpus: whether the cluster's GPUs are pretended; None tells it from the nodes.
+            checkpoint_s: between checkpoints; 0 is the default of the preset.
+        """
+        self._backend, self._files, self._bundles = backend, files, bundles
+        self._limits = limits or Limits()
+        self._virtual = virtual_gpus
+        self._checkpoint_s = checkpoint_s
+        self._watch = metrics.Watch()
+        self._nodes: tuple[NodeFacts, ...] = ()
+        self._trainings: set[Training] = set()
+
+    @property
+    def virtual_gpus(self) -> bool:
+        """Whether GPUs are pretended: as set, else where no node has a real one."""
+        if self._virtual is not None:
+            return self._virtual
+        return not any(node.gpus > 0 and not node.virtual_gpus for node in self._nodes)
+
+    async def refresh(self) -> None:
+        """Looks at the nodes once. Errors: WORKER_LOST."""
+        self._nodes = await self._backend.nodes()
+
+    def capacity(self) -> Capacity:
+        """How many more trainings could begin now, and the nodes."""
+        alive = [node for node in self._nodes if node.state == "alive"]
+        places = model.free_places(
+            [node.gpus_free for node in alive],
+            sum(int(node.gpus) for node in alive),
+            waiting=sum(training.gpus_wanted for training in self._trainings),
+            held=sum(training.gpus_held for training in self._trainings),
+        )
+        return Capacity({KIND: places}, nodes=self._nodes)
+
+    async def handle(self, attempt: Attempt) -> Outcome:
+        """Does the work of one lease.
+
+        Raises:
+            VoxfleetError: how it failed; its class says whether another attempt is worth while.
+            AttemptStopped: it was told to stop.
+        """
+        task = attempt.lease.task
+        if not isinstance(task, TrainTask):
+            raise internal(f"{attempt.lease.job} is no training: {task.kind}")
+        if not self._nodes:
+            await self.refresh()
+        training = Training(
+            attempt,
+            task,
+            self._backend,
+            self._files,
+            self._bundles,
+            limits=self._limits,
+            virtual_gpus=self.virtual_gpus,
+            checkpoint_s=self._checkpoint_s,
+            watch=self._watch,
+        )
+        self._trainings.add(training)
+        outcome = "stopped"
+        try:
+            made = await training.outcome()
+            outcome = "succeeded" if isinstance(made, Succeeded) else "stopped"
+            return made
+        except VoxfleetError as error:
+            outcome = error.reason.value
+            if error.failure is FailureClass.NODE:
+                metrics.NODE_LOSSES.inc()
+            raise
+        finally:
+            self._trainings.discard(training)
+            metrics.ENDED.labels(outcome).inc()
