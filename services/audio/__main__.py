@@ -61,6 +61,7 @@ async def main(settings: AudioSettings, s3: S3Settings) -> None:
         ),
         part_bytes=settings.upload_part_bytes,
         max_streams=settings.upload_streams,
+        end_grace_s=settings.upload_end_grace_s,
     )
     audios = Audios(catalog, objects, examiner, settings.limits, scratch_dir)
     server = RpcServer(

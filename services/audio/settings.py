@@ -22,6 +22,9 @@ class AudioSettings(ServiceSettings):
     upload_streams: int = Field(
         64, ge=1, description="uploads received at once; each holds two parts in memory"
     )
+    upload_end_grace_s: float = Field(
+        0.25, ge=0, description="pause before a stream of unannounced size counts as whole, not cut"
+    )
     upload_finishing: int = Field(
         4, ge=1, description="complete uploads verified at once; each holds a copy in scratch_dir"
     )
@@ -30,7 +33,7 @@ class AudioSettings(ServiceSettings):
     examine_workers: int = Field(1, ge=1, le=8, description="processes that decode and measure")
     examine_timeout_s: float = Field(180.0, gt=0, description="a file that takes longer is refused")
     examine_memory_mb: int = Field(
-        6144, ge=0, description="address space of a measuring process; 0 for no bound"
+        4096, ge=0, description="address space of a measuring process; 0 for no bound"
     )
     collect_interval_s: float = Field(60.0, gt=0, description="between looks for bytes that no row names")
     training_min_duration_s: float = Field(10.0, ge=0, description="least length of a training file")

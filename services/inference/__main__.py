@@ -112,7 +112,8 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     worker = Worker(ledger, jobs, jobs.capacity)
     for pool in (f5, rvc):
         pool.on_change(worker.wake)
-    servicer = InferenceServicer(Synthesis(f5, catalog), bundles)
+    synthesis = Synthesis(f5, catalog)
+    servicer = InferenceServicer(synthesis, bundles)
     server = RpcServer(
         settings,
         [servicer_handlers(SERVICE, servicer)],
@@ -123,6 +124,7 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
 
     async def stop() -> None:
         await asyncio.gather(worker.drain(grace_s=settings.drain_s), server.drain())
+        await synthesis.close()
 
     lost = asyncio.create_task(joining.wait_lost())
     async with _in_background(
@@ -153,6 +155,7 @@ async def follow_bundles(bundles: Bundles, f5: Pool, rvc: Pool, every_s: float) 
             f5.use(bundles.f5_spec())
         except VoxfleetError as error:
             log.warning("F5 cannot be started: %s", error.message)
+            f5.refuse(error)
 
     bundles.on_change(apply)
     begun = False
@@ -180,11 +183,18 @@ async def follow_nodes(jobs: Jobs, executor: RayExecutor) -> None:
 
 
 async def ready_when(server: RpcServer, f5: Pool, rvc: Pool) -> None:
-    """Says that the service may be used once each pool that is kept has a replica."""
+    """Says that the service may be used once each pool that is kept has a replica.
+
+    One whose bundle is not stored yet counts too: that bundle may be brought in through this service.
+    """
     done = asyncio.Event()
 
+    def has_come(pool: Pool) -> bool:
+        missing = not pool.has_weights and pool.broken is not None
+        return pool.facts is not None or pool.plan.least == 0 or missing
+
     def look() -> None:
-        if all(pool.facts is not None or pool.plan.least == 0 for pool in (f5, rvc)):
+        if has_come(f5) and has_come(rvc):
             done.set()
 
     for pool in (f5, rvc):

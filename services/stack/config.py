@@ -31,7 +31,7 @@ _AFTER: Mapping[str, tuple[str, ...]] = {
 }
 _USES_S3 = frozenset({"metadata", "audio", "trainer", "inference"})
 USES_RAY = frozenset({"trainer", "inference"})
-_STOP_GRACE_S: Mapping[str, float] = {"trainer": 20.0, "inference": 20.0}
+_STOP_GRACE_S: Mapping[str, float] = {"trainer": 30.0, "inference": 30.0}
 _DEFAULT_STOP_GRACE_S = 15.0
 
 MANAGED_NAMES = frozenset(
@@ -189,8 +189,12 @@ def service_env(name: str, config: StackConfig, around: Surroundings) -> dict[st
     }
     if name == "metadata":
         own["VOXFLEET_DATABASE_URL"] = around.database_url
+        # One stack, one metadata process: it may bring the schema up to date itself.
+        own["VOXFLEET_MIGRATE"] = "true"
         own["VOXFLEET_BOOTSTRAP_TOKEN"] = around.bootstrap_token
         own["VOXFLEET_BOOTSTRAP_TEAM"] = config.team
+        if not config.database_url:
+            own["VOXFLEET_MIGRATE"] = "true"  # nobody else would; an outside database has its operator
     else:
         own["VOXFLEET_METADATA_ADDRESS"] = address("metadata")
     if name == "gateway":

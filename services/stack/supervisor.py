@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from services.stack.process import Child, Component, State
+from services.common.errors import Reason, VoxfleetError, unavailable
+from services.stack.process import POLL_S, Child, Component, State
 
 _LONGEST_START_S = 600.0
 
@@ -22,6 +23,8 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._on_change = on_change
         self._telling = threading.Lock()
+        self._progress = threading.Event()
+        self._first_failure: VoxfleetError | None = None
 
     @property
     def children(self) -> Mapping[str, Child]:
@@ -46,9 +49,16 @@ class Supervisor:
         for child in self._children.values():
             child.start()
         deadline = time.monotonic() + _LONGEST_START_S
-        # A failed child first: what waits for it fails as well, and its message says less.
-        for child in self._children.values():
-            child.wait_ready(max(0.0, deadline - time.monotonic()))
+        while not all(child.state is State.READY for child in self._children.values()):
+            if self._first_failure is not None:
+                raise self._first_failure
+            if time.monotonic() > deadline:
+                late = [child.name for child in self._children.values() if child.state is not State.READY]
+                raise unavailable(
+                    Reason.SERVICE_UNAVAILABLE, f"not ready after {_LONGEST_START_S:g} s: {', '.join(late)}"
+                )
+            self._progress.wait(POLL_S)
+            self._progress.clear()
 
     def stop(self) -> None:
         """Stop everything: first what nothing else was started after, and so on down."""
@@ -60,13 +70,12 @@ class Supervisor:
             for thread in threads:
                 thread.join()
 
-    def crashed(self) -> Sequence[Child]:
-        """The children that ended for good though nobody asked them to."""
-        return [child for child in self._children.values() if child.state is State.FAILED]
-
     def _tell(self, child: Child) -> None:
         with self._telling:
+            # The first one: what waits for a failed child fails as well, and its message says less.
+            self._first_failure = self._first_failure or child.failure
             self._on_change(child)
+        self._progress.set()
 
 
 def stop_waves(children: Sequence[Child]) -> list[list[Child]]:

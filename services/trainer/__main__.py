@@ -130,15 +130,15 @@ def _version() -> str:
 
 def run() -> int:
     """Reads the settings, joins Ray, works; returns the exit status."""
-    settings = TrainerSettings()
-    s3 = S3Settings()
+    settings = TrainerSettings()  # type: ignore[call-arg]  # from the environment
+    s3 = S3Settings()  # type: ignore[call-arg]
     telemetry.configure_logging(QUEUE, settings.log_level, as_json=settings.log_json)
     telemetry.configure_tracing(QUEUE, settings.otlp_endpoint)
     try:
         joining.join(settings.ray_address)
         return uvloop.run(main(settings, s3))
     except VoxfleetError as error:
-        log.error("%s: %s", error.reason.value, error.message)
+        log.critical("%s: %s", error.reason.value, error.message)
         return EXIT_TRY_AGAIN
     finally:
         telemetry.flush_traces()

@@ -21,7 +21,7 @@ from services.common.media import refusals
 
 log = logging.getLogger(__name__)
 
-START_S: Final = 120.0
+START_S: Final = 60.0
 TASKS_PER_CHILD: Final = 200
 """After so many files a child is replaced: whatever its libraries leak goes with it."""
 

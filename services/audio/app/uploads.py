@@ -7,7 +7,8 @@ import datetime as dt
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic
 
@@ -37,6 +38,7 @@ class _Session(Generic[AudioT]):
     is_cut: bool = False
     is_superseded: bool = False
     is_finishing: bool = False
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def cut(self) -> None:
         """The client is gone."""
@@ -62,6 +64,7 @@ class _Session(Generic[AudioT]):
         return self.is_cut or self.is_superseded
 
     def _stop_receiving(self) -> None:
+        self.stopped.set()
         if self.receiver is not None:
             self.receiver.cancel()
 
@@ -73,6 +76,9 @@ class Uploads(Generic[AudioT]):
         finisher: ends complete uploads; its catalogue and store are used here too.
         part_bytes: size of a durable part, in bytes.
         max_streams: further streams are told to come back.
+        end_grace_s: how long a stream that announced no size must have ended before it counts as whole.
+            A client that is cut off behind a proxy can look like one that has ended, until the
+            cancellation follows.
         now: the wall clock.
     """
 
@@ -82,12 +88,14 @@ class Uploads(Generic[AudioT]):
         *,
         part_bytes: int,
         max_streams: int,
+        end_grace_s: float,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._finisher = finisher
         self._catalog = finisher.catalog
         self._part_bytes = part_bytes
         self._max_streams = max_streams
+        self._end_grace_s = end_grace_s
         self._now = now
         self._streams = 0
         self._sessions: dict[str, _Session[AudioT]] = {}
@@ -211,7 +219,7 @@ class Uploads(Generic[AudioT]):
             part_bytes=self._part_bytes,
         )
         try:
-            await _receive(session, intake, steps)
+            await _receive(session, intake, steps, 0.0 if record.spec.size_bytes else self._end_grace_s)
             session.is_finishing = True
             return await self._finisher.finish(record, intake.durable)
         except VoxfleetError as error:
@@ -252,7 +260,9 @@ class Uploads(Generic[AudioT]):
         return record
 
 
-async def _receive(session: _Session[AudioT], intake: Intake, steps: AsyncIterator[Step]) -> None:
+async def _receive(
+    session: _Session[AudioT], intake: Intake, steps: AsyncIterator[Step], end_grace_s: float
+) -> None:
     """Takes the stream to its end; what came of one that was cut is made durable all the same."""
     if not session.is_stopped:
         session.receiver = asyncio.create_task(intake.take(steps))
@@ -266,6 +276,9 @@ async def _receive(session: _Session[AudioT], intake: Intake, steps: AsyncIterat
         except Exception:
             await _flush(intake)
             raise
+        if end_grace_s and not session.is_stopped:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(session.stopped.wait(), end_grace_s)
     # The end of a stream and the news that its client is gone may come in either order.
     if session.is_superseded:
         await intake.abandon()

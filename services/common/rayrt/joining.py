@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 from services.common.errors import Kind, Reason, VoxfleetError, unavailable
 
@@ -74,7 +75,7 @@ def is_member() -> bool:
     import ray
 
     own = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+    return any(node["NodeID"] == own and node["Alive"] for node in cast("Any", ray.nodes)())
 
 
 async def wait_lost(

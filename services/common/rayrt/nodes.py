@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from services.common.jobs.model import NodeFacts
 
@@ -25,7 +25,8 @@ def node_facts(virtual_gpus: bool | None = None) -> tuple[NodeFacts, ...]:
     # What is free on each node is not in Ray's public API: `ray.available_resources` is a sum.
     from ray._private.state import available_resources_per_node
 
-    return facts_of(ray.nodes(), available_resources_per_node(), virtual_gpus)
+    nodes, available = cast("Any", ray.nodes), cast("Any", available_resources_per_node)
+    return facts_of(nodes(), available(), virtual_gpus)
 
 
 def facts_of(

@@ -27,7 +27,7 @@ from services.engines.rvc.stopping import ShouldStop, never, stopped
 from services.engines.rvc.voice import Voice
 
 CHUNK_FRAMES = 1000
-"""Aim of a chunk, in content frames: 20 s. With its padding it fits every content encoder's window."""
+"""Aim of a chunk, in content frames: 20 s."""
 _SEARCH_FRAMES = 200
 _PAD_FRAMES = 50
 _FADE_FRAMES = 1

@@ -170,19 +170,19 @@ class Crepe:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    module: str
-    package: str
+    modules: tuple[str, ...]
+    packages: str
     build: Callable[[str], F0Method]
 
 
 METHODS = MappingProxyType(
     {
-        "fcpe": _Entry("torchfcpe", "torchfcpe", Fcpe),
-        "swift": _Entry("swift_f0", "swift-f0", lambda _device: Swift()),
-        "harvest": _Entry("pyworld", "pyworld-prebuilt", lambda _device: World("harvest")),
-        "dio": _Entry("pyworld", "pyworld-prebuilt", lambda _device: World("dio")),
-        "pm": _Entry("parselmouth", "praat-parselmouth", lambda _device: Praat()),
-        "crepe": _Entry("torchcrepe", "--no-deps torchcrepe", Crepe),
+        "fcpe": _Entry(("torchfcpe",), "torchfcpe", Fcpe),
+        "swift": _Entry(("swift_f0",), "swift-f0", lambda _device: Swift()),
+        "harvest": _Entry(("pyworld",), "pyworld-prebuilt", lambda _device: World("harvest")),
+        "dio": _Entry(("pyworld",), "pyworld-prebuilt", lambda _device: World("dio")),
+        "pm": _Entry(("parselmouth",), "praat-parselmouth", lambda _device: Praat()),
+        "crepe": _Entry(("torchcrepe", "resampy"), "--no-deps torchcrepe resampy", Crepe),
     }
 )
 
@@ -209,12 +209,12 @@ def f0_method(name: str, *, device: str = "cpu") -> F0Method:
             field="f0_method",
             f0_method=name,
         )
-    if importlib.util.find_spec(entry.module) is None:
+    if not all(importlib.util.find_spec(module) for module in entry.modules):
         raise VoxfleetError(
             Reason.MODEL_NOT_FOUND,
-            f"F0 method {name!r} needs a package; install it with: pip install {entry.package}",
+            f"F0 method {name!r} needs a package; install it with: pip install {entry.packages}",
             kind=Kind.NOT_FOUND,
-            metadata={"f0_method": name, "package": entry.package},
+            metadata={"f0_method": name, "packages": entry.packages},
         )
     return _loaded(name, device)
 

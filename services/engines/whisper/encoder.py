@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import ctranslate2
@@ -16,17 +15,23 @@ RATE_HZ = 16_000
 FRAME_SAMPLES = 320
 """Samples of 16 kHz audio a feature frame: 50 frames a second."""
 WIDTH = 512
-_WINDOW_FRAMES = 1500
-_MARGIN_FRAMES = 50
-_MIN_FRAMES = 8
+CORE_FRAMES = 25
+MARGIN_FRAMES = 25
+_EDGE_FRAMES = 1
+"""Where the spectrogram's own window overhangs a block; cut off again."""
+_WINDOW_FRAMES = CORE_FRAMES + 2 * MARGIN_FRAMES
+_BATCH_WINDOWS = 16
+_BLOCK_WINDOWS = 4 * _BATCH_WINDOWS
 
 
 class WhisperEncoder:
     """Features ``[frames, 512]`` at 50 Hz from 16 kHz audio, of any length, in bounded memory.
 
-    The encoder has positions for 30 s. Longer audio goes through overlapping windows, of which the
-    outer second on an inner edge is dropped, so that no frame is computed without its context.
-    Shorter audio is not padded to 30 s: the cost is that of the audio.
+    The audio goes through in windows of 1.5 s, of which the middle half second is kept. Whisper's
+    features say where in its window a sound is, almost as loudly as what it is: on real speech the
+    same frame at two places of a 30 s window has a cosine of 0.44, of which 0.12 is there between any
+    two frames; at two places of this half second it has 0.91. A voice trained on slices of 4 s could
+    not follow features of whole recordings.
 
     Args:
         model_dir: the folder of :func:`services.engines.whisper.bundle.whisper_base`.
@@ -48,35 +53,30 @@ class WhisperEncoder:
     def encode(self, samples: Floats) -> Floats:
         """Features ``[ceil(len(samples) / 320), 512]``; frame i is centred at sample ``320 * i``."""
         frames = -(-len(samples) // FRAME_SAMPLES)
-        if frames == 0:
-            return np.zeros((0, WIDTH), np.float32)
-        padded = np.pad(samples, (0, max(frames, _MIN_FRAMES) * FRAME_SAMPLES - len(samples)))
-        parts: list[Floats] = []
-        for first, last in window_spans(frames):
-            begin = max(first - _MARGIN_FRAMES, 0)
-            end = min(last + _MARGIN_FRAMES, max(frames, _MIN_FRAMES))
-            features = self._encode_window(padded[begin * FRAME_SAMPLES : end * FRAME_SAMPLES])
-            parts.append(features[first - begin : last - begin])
-        return np.concatenate(parts)
+        windows = -(-frames // CORE_FRAMES)
+        margin = (MARGIN_FRAMES + _EDGE_FRAMES) * FRAME_SAMPLES
+        tail = windows * CORE_FRAMES * FRAME_SAMPLES - len(samples)
+        padded = np.pad(samples, (margin, tail + margin))
+        parts = [np.zeros((0, WIDTH), np.float32)]
+        for first in range(0, windows, _BLOCK_WINDOWS):
+            last = min(first + _BLOCK_WINDOWS, windows)
+            begin, end = first * CORE_FRAMES, last * CORE_FRAMES + 2 * (MARGIN_FRAMES + _EDGE_FRAMES)
+            parts.extend(self._encode_block(padded[begin * FRAME_SAMPLES : end * FRAME_SAMPLES]))
+        return np.concatenate(parts)[:frames]
 
-    def _encode_window(self, samples: Floats) -> Floats:
-        mel = self._mel(samples, padding=0)
-        wanted = 2 * (len(samples) // FRAME_SAMPLES)
-        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None, :, :wanted], np.float32))
-        output = self._model.encode(view, to_cpu=True)
-        features: Floats = np.asarray(output, dtype=np.float32)[0]
-        return features
-
-
-def window_spans(frames: int) -> list[tuple[int, int]]:
-    """The spans of frames that each window answers for: they tile ``0..frames`` without overlap.
-
-    A window sees its span and one second more on either side, 30 s at most.
-    """
-    if frames <= _WINDOW_FRAMES:
-        return [(0, frames)]
-    step = _WINDOW_FRAMES - 2 * _MARGIN_FRAMES
-    windows = -(-frames // step)
-    # Equal spans: no last window of a few frames without context.
-    edges = [round(frames * index / windows) for index in range(windows + 1)]
-    return list(itertools.pairwise(edges))
+    def _encode_block(self, samples: Floats) -> list[Floats]:
+        """The middles of every window of up to half a minute."""
+        # Two columns of the mel spectrogram a frame.
+        edge = 2 * _EDGE_FRAMES
+        mel = np.asarray(self._mel(samples, padding=0), dtype=np.float32)[:, edge:-edge]
+        views = np.lib.stride_tricks.sliding_window_view(mel, 2 * _WINDOW_FRAMES, axis=1)
+        windows = views[:, :: 2 * CORE_FRAMES].transpose(1, 0, 2)
+        middles: list[Floats] = []
+        for first in range(0, len(windows), _BATCH_WINDOWS):
+            # A copy: CTranslate2 takes neither views with strides nor read-only memory.
+            batch = np.array(windows[first : first + _BATCH_WINDOWS], order="C")
+            output = self._model.encode(ctranslate2.StorageView.from_array(batch), to_cpu=True)
+            features = np.asarray(output, dtype=np.float32)
+            middle = features[:, MARGIN_FRAMES : MARGIN_FRAMES + CORE_FRAMES]
+            middles.append(middle.reshape(-1, WIDTH))
+        return middles

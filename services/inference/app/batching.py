@@ -34,6 +34,7 @@ class SpeechBatcher:
         self._pool = pool
         self._waiting: list[_Item] = []
         self._groups: dict[asyncio.Task[None], list[_Item]] = {}
+        self._groups_waiting = 0
 
     async def speak(
         self,
@@ -65,9 +66,17 @@ class SpeechBatcher:
 
     def _enqueue(self, item: _Item) -> None:
         self._waiting.append(item)
-        task = asyncio.create_task(self._run_group())
-        self._groups[task] = []
-        task.add_done_callback(lambda done: self._groups.pop(done, None))
+        self._form_groups()
+
+    def _form_groups(self) -> None:
+        """As many groups wait for a slot as the waiting items need, and no more: each counts as demand."""
+        facts = self._pool.facts
+        batch = facts.batch if facts is not None else 1
+        while self._groups_waiting * batch < len(self._waiting):
+            self._groups_waiting += 1
+            task = asyncio.create_task(self._run_group())
+            self._groups[task] = []
+            task.add_done_callback(lambda done: self._groups.pop(done, None))
 
     def _leave(self, item: _Item) -> None:
         if item.group is not None and all(other.made.done() for other in self._groups.get(item.group, ())):
@@ -76,8 +85,12 @@ class SpeechBatcher:
     async def _run_group(self) -> None:
         """Waits for a slot, then speaks what waits by then; there may be nothing left."""
         taken: list[_Item] = []
+        group = asyncio.current_task()
+        assert group is not None
 
         def take(facts: EngineFacts) -> SpeakItems | None:
+            self._groups_waiting -= 1
+            self._groups[group] = taken
             while self._waiting and len(taken) < facts.batch:
                 item = self._waiting.pop(0)
                 try:
@@ -85,10 +98,9 @@ class SpeechBatcher:
                 except VoxfleetError as error:
                     _fail(item, error)
                 else:
-                    item.group = asyncio.current_task()
+                    item.group = group
                     taken.append(item)
-            if item_group := asyncio.current_task():
-                self._groups[item_group] = taken
+            self._form_groups()
             return SpeakItems(tuple(one.item for one in taken)) if taken else None
 
         try:

@@ -125,7 +125,8 @@ class Pool:
         self._generation = 0
         self._members: dict[int, _Member] = {}
         self._tickets: list[_Ticket] = []
-        self._numbers = 0
+        self._started = 0
+        self._asked = 0
         self._failures = 0
         self._start_from_s = 0.0
         self._broken: VoxfleetError | None = None
@@ -171,6 +172,17 @@ class Pool:
             self._generation += 1
             self._broken, self._failures, self._start_from_s = None, 0, 0.0
             self.step()
+
+    def refuse(self, error: VoxfleetError) -> None:
+        """Says that there are no weights to hold: streamed requests are told so, replicas go on."""
+        if self._spec is None:
+            self._broken = error
+            self.step()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it was said what replicas are to hold."""
+        return self._spec is not None
 
     async def run(self) -> None:
         """Keeps the replicas until cancelled; then ends them all."""
@@ -226,10 +238,10 @@ class Pool:
                     self._drop(self._members[number], reason)
 
     def _start(self, spec: EngineSpec) -> None:
-        self._numbers += 1
+        self._started += 1
         now_s = self._clock()
-        log.info("%s replica %d starts", self.plan.role, self._numbers)
-        member = _Member(self._numbers, self._generation, self._executor.start(spec), now_s, now_s)
+        log.info("%s replica %d starts", self.plan.role, self._started)
+        member = _Member(self._started, self._generation, self._executor.start(spec), now_s, now_s)
         self._members[member.number] = member
         self._spawn(self._bring_up(member), member.tasks)
 
@@ -335,14 +347,16 @@ class Pool:
                 self._release(member)
 
     async def _acquire(self, rank: Rank) -> _Member:
-        self._numbers += 1
-        ticket = _Ticket(self._numbers, rank, asyncio.get_running_loop().create_future())
+        self._asked += 1
+        ticket = _Ticket(self._asked, rank, asyncio.get_running_loop().create_future())
         ahead = sum(1 for other in self._tickets if other.rank is Rank.INTERACTIVE and not other.given.done())
         self._tickets.append(ticket)
         try:
             self.step()
             if rank is not Rank.INTERACTIVE:
                 return await ticket.given
+            if not self.has_weights and self._broken is not None:
+                raise self._full(ahead)
             if not ticket.given.done() and ahead >= self.plan.queue_limit:
                 raise self._full(ahead)
             return await asyncio.wait_for(ticket.given, self.plan.queue_wait_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import unicodedata
@@ -99,6 +100,11 @@ class Synthesis:
     def __init__(self, pool: Pool, catalog: Catalog) -> None:
         self._pool = pool
         self._catalog = catalog
+        self._recording: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Waits until the usage of every stream that has ended is recorded."""
+        await asyncio.gather(*self._recording, return_exceptions=True)
 
     async def stream(self, request: SpeechRequest) -> AsyncGenerator[Part]:
         """A header, samples (signed 16-bit little-endian mono), a summary.
@@ -132,7 +138,10 @@ class Synthesis:
             metrics.CALLS.labels("f5", "synthesize", outcome).inc()
             if progress.samples:
                 metrics.RTF.labels("f5", "stream").observe(progress.work_s / progress.duration_s)
-                await self._record(request, progress)
+                # Beside the stream: its end does not wait for the record.
+                task = asyncio.create_task(self._record(request, progress))
+                self._recording.add(task)
+                task.add_done_callback(self._recording.discard)
 
     async def _resolve(self, request: SpeechRequest) -> F5Voice:
         resolved = await self._catalog.resolve_voice(request.voice, request.style)

@@ -71,7 +71,7 @@ class ConversionBody:
         self._loading: dict[str, threading.Lock] = {}
         device = natural_device()
         contentvec = ensure_bundle(store, spec.contentvec, cache_dir) if spec.contentvec else None
-        self._sources = ContentSources(cache_dir / "encoders", contentvec, device, limits.threads)
+        self._sources = ContentSources(cache_dir, contentvec, device, limits.threads)
         self.facts = EngineFacts(
             role=Role.RVC,
             weights=Weights("rvc", trained=True, licence=""),

@@ -138,6 +138,9 @@ def job_to_proto(job: Job, attempts: Sequence[AttemptRecord] = ()) -> job_pb2.Jo
     )
     found.spec.update(dict(job.spec))
     _fill(found.progress, job.progress)
+    if job.state is JobState.SUCCEEDED:
+        found.progress.percent = 100.0
+        found.progress.remaining_s = 0.0
     found.progress.update_time.FromDatetime(job.updated_at)
     remaining_s = float(job.progress.get("remaining_s", 0.0))
     if remaining_s and job.state is JobState.RUNNING:

@@ -123,7 +123,7 @@ class RayStage:
             ray.kill(self._handle, no_restart=True)
             await asyncio.wait_for(self._gone(), _GONE_S)
         except TimeoutError:
-            log.error("process %d did not end within %g s of being killed", self.pid, _GONE_S)
+            log.warning("process %d did not end within %g s of being killed", self.pid, _GONE_S)
         except ray.exceptions.RayError as error:
             log.warning("process %d could not be killed: %s", self.pid, error)
 

@@ -193,7 +193,7 @@ class Training:
         self._attempt.check_stop()
         self._stage = spec.stage
         trains = spec.stage is Stage.TRAIN
-        waiting = "waiting for a free GPU" if trains else self._note
+        waiting = "; ".join(filter(None, [self._note, "waiting for a free GPU" if trains else ""]))
         self._report(Snapshot(model.PHASES_OF[spec.stage][0], note=waiting))
         with (
             metrics.RUNNING.labels(spec.stage.value).track_inprogress(),

@@ -59,11 +59,11 @@ class Slices:
         try:
             with safe_open(str(path), framework="np") as data:
                 header = json.loads((data.metadata() or {})[_HEADER])
-                parts = [
+                samples, samples_16k, f0_hz = (
                     np.split(data.get_tensor(name), data.get_tensor(f"{name}_ends")[:-1])
                     for name in ("samples", "samples_16k", "f0_hz")
-                ]
-            return cls(*parts, f0_method=str(header["f0_method"]))
+                )
+            return cls(samples, samples_16k, f0_hz, str(header["f0_method"]))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise VoxfleetError(
                 Reason.ARTIFACT_CORRUPT, f"{path.name} holds no slices: {error}", kind=Kind.DATA_LOSS

@@ -1,4 +1,4 @@
-"""TRAIN: content features, then steps until the schedule's end, with checkpoints. The only stage with GPUs."""
+"""TRAIN: content features, then steps to the schedule's end, with checkpoints. The one stage with GPUs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from services.common.artifacts.model import work_key
 from services.common.errors import Kind, Reason, VoxfleetError, internal
@@ -74,7 +74,7 @@ def train(context: StageContext) -> Trained:
         bound = schedule.max_steps or progress.total_steps
         telling.tell(Phase.TRAIN, progress.step, min(progress.total_steps, bound), figures)
 
-    with CheckpointSaver(context, curve) as saver:
+    with CheckpointSaver(context, curve, len(features.slices)) as saver:
 
         def on_checkpoint(state: State) -> None:
             if telling.should_save:
@@ -132,16 +132,17 @@ class CheckpointSaver:
     Args:
         context: where to.
         curve: goes with every checkpoint.
+        slices: of an epoch; a state at the end of one has done it.
     """
 
-    def __init__(self, context: StageContext, curve: Curve) -> None:
-        self._context, self._curve = context, curve
+    def __init__(self, context: StageContext, curve: Curve, slices: int) -> None:
+        self._context, self._curve, self._slices = context, curve, slices
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[Checkpoint] | None = None
         self._step = -1
         self.last: Checkpoint | None = None
 
-    def __enter__(self) -> CheckpointSaver:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -167,7 +168,8 @@ class CheckpointSaver:
             pipeline.save_checkpoint(path, state)
             curve = records.dump_curve(self._curve.points())
             self._step = state.step
-            self._upload = self._executor.submit(self._store, path, curve, state.epoch, state.step)
+            done = state.epoch + (1 if state.position >= self._slices else 0)
+            self._upload = self._executor.submit(self._store, path, curve, done, state.step)
         if must:
             self._settle(must=True)
 

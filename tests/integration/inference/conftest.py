@@ -122,9 +122,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         reference = put(store, (SPEECH / "clip_en_1.flac").read_bytes(), "audio/flac")
         source = put(store, (SPEECH / "clip_en_3.flac").read_bytes(), "audio/flac")
         package = put(store, tiny_voice(tmp_path_factory.mktemp("voice")), "application/zip")
-        metadata.add_voice(
-            F5_NAME, "f5", reference=blob_to_proto(reference), reference_text=REFERENCE_TEXT
-        )
+        metadata.add_voice(F5_NAME, "f5", reference=blob_to_proto(reference), reference_text=REFERENCE_TEXT)
         metadata.add_voice(RVC_NAME, "rvc", package=blob_to_proto(package))
         port = home.ports().port("inference")
         env = base_env | {

@@ -1,7 +1,9 @@
+# ruff: noqa: N802 - gRPC gives methods their names
 """The internal services of metadata in memory: what inference asks of them, and what it said."""
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator
@@ -77,8 +79,6 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
         )
 
     def StoreBundle(self, request, context):
-        import json
-
         name = json.loads(request.manifest_json)["name"]
         self.bundles[name], self.accepted[name] = request.manifest_json, request.accepted_by
         return catalog_pb2.StoredBundle(name=name, manifest_json=request.manifest_json)

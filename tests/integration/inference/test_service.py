@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import numpy as np
@@ -22,7 +22,6 @@ from services.common.jobs.tasks import (
 )
 from services.common.media.decode import decode, probe
 from services.common.rpc.status import from_rpc_error
-from services.engines.bundles.manifest import Manifest
 from services.engines.f5 import small
 from tests.integration.inference.conftest import F5_NAME, RVC_NAME, Fleet
 from tests.polling import until
@@ -76,7 +75,7 @@ def test_a_text_is_streamed_and_counted(fleet: Fleet) -> None:
 
 
 def test_the_same_seed_says_the_same_and_a_long_text_comes_in_chunks(fleet: Fleet) -> None:
-    long = " ".join(f"This is sentence number {word} of them." for word in "one two three four five".split())
+    long = " ".join(f"This is sentence number {word} of them." for word in ("one", "two", "three", "four"))
     first, second = speak(fleet, long), speak(fleet, long)
     assert first.header.chunks > 1
     assert np.array_equal(first.pcm, second.pcm)
@@ -294,9 +293,7 @@ def test_a_pull_without_a_network_says_what_to_do(fleet: Fleet) -> None:
 
 
 def test_an_imported_bundle_is_stored_and_an_operator_is_needed(fleet: Fleet, tmp_path) -> None:
-    made = small.build(tmp_path / "made", seed=3)
-    manifest = Manifest.from_json(made.to_json().replace('"f5-small-random"', '"f5-blue"'))
-    manifest = Manifest.from_json(manifest.to_json().replace('"generated"', '"custom"'))
+    manifest = replace(small.build(tmp_path / "made", seed=3), name="f5-blue", origin="custom")
 
     def parts():
         opened = synthesis_pb2.ImportBundleOpen(
@@ -318,6 +315,28 @@ def test_an_imported_bundle_is_stored_and_an_operator_is_needed(fleet: Fleet, tm
     assert fleet.metadata.accepted["f5-blue"] == "teams/blue"
     stored = fleet.store.get_bytes(f"bundles/f5-blue/{manifest.digest[:16]}/vocab.txt")
     assert stored == (tmp_path / "made" / "vocab.txt").read_bytes()
+
+
+def test_the_official_bundle_is_taken_up_when_it_is_stored(fleet: Fleet, tmp_path) -> None:
+    # Its name and place, with weights that this machine can run.
+    manifest = replace(small.build(tmp_path, seed=4), name="f5-v1-base", trained=True, licence="CC-BY-NC-4.0")
+    for file in manifest.files:
+        key = f"bundles/f5-v1-base/{manifest.digest[:16]}/{file.path}"
+        fleet.store.put_file(key, tmp_path / file.path, sha256=file.sha256)
+    before = speak(fleet)
+    replicas = fleet.pids("f5")
+    fleet.metadata.bundles["f5-v1-base"] = manifest.to_json()
+    until(lambda: len(fleet.pids("f5")) == len(replicas) + 1, 90.0)
+    after = speak(fleet)
+    provenance = after.header.provenance
+    assert (provenance.weights, provenance.weights_trained) == ("f5-v1-base", True)
+    assert provenance.weights_licence == "CC-BY-NC-4.0"
+    assert not np.array_equal(before.pcm, after.pcm)
+    assert fleet.metadata.capacity.default_bundle == "f5-v1-base"
+    until(lambda: not psutil.pid_exists(replicas[-1]))
+    del fleet.metadata.bundles["f5-v1-base"]
+    until(lambda: len(fleet.pids("f5")) == len(replicas) + 2, 90.0)
+    assert np.array_equal(speak(fleet).pcm, before.pcm)
 
 
 def test_capacity_names_the_bundle_and_the_nodes(fleet: Fleet) -> None:

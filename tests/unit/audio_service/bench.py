@@ -58,6 +58,7 @@ class Bench:
     store: MemoryArtifactStore = field(default_factory=MemoryArtifactStore)
     examiner: object = field(default_factory=InlineExaminer)
     max_streams: int = 8
+    end_grace_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.keys = KeyGuard()
@@ -73,7 +74,11 @@ class Bench:
             asyncio.Semaphore(2),
         )
         self.uploads: Uploads[audio_pb2.Audio] = Uploads(
-            self.finisher, part_bytes=PART_BYTES, max_streams=self.max_streams, now=self.catalog.now
+            self.finisher,
+            part_bytes=PART_BYTES,
+            max_streams=self.max_streams,
+            end_grace_s=self.end_grace_s,
+            now=self.catalog.now,
         )
         self.audios = Audios(self.catalog, self.objects, self.examiner, limits, self.scratch_dir)
         self.collector = Collector(self.catalog, self.objects, self.keys)

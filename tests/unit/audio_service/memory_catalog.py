@@ -27,6 +27,7 @@ class MemoryCatalog:
         """The artefacts' rows, by key."""
         self.key_of: dict[str, str] = {}
         self.commits = 0
+        self.drops: list[str] = []
 
     async def open_upload(self, team: str, upload_id: str, spec: AudioSpec) -> UploadRecord:
         name = f"teams/{team}/uploads/{upload_id or names.new_id()}"
@@ -61,6 +62,7 @@ class MemoryCatalog:
         record = self.uploads.get(name)
         if record is not None and not record.committed_audio:
             del self.uploads[name]
+            self.drops.append(name)
 
     async def commit_audio(
         self, upload: str, blob: Blob, measures: Measures, assessment: Assessment

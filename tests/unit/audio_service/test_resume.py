@@ -13,6 +13,7 @@ from tests.unit.audio_service.bench import (
     CHUNK_BYTES,
     PART_BYTES,
     TEAM,
+    Bench,
     Hanging,
     cut_after,
     open_step,
@@ -213,3 +214,27 @@ async def test_a_second_opening_in_a_stream_is_refused_and_the_bytes_kept(bench,
         await bench.uploads.upload(messages())
     assert caught.value.reason is Reason.INVALID_ARGUMENT
     assert (await bench.uploads.state(NAME)).durable_offset == 500
+
+
+@pytest.mark.parametrize(("announced", "commits"), [(False, 0), (True, 1)])
+async def test_an_end_that_is_followed_by_a_cut_was_a_cut_unless_the_size_says_otherwise(
+    tmp_path, speech, announced, commits
+):
+    """A proxy whose client was cut off ends its own stream in order, and cancels it just after."""
+    bench = Bench(tmp_path, end_grace_s=30.0)
+    ended = asyncio.Event()
+
+    async def messages():
+        yield open_step("cut-me", size_bytes=len(speech) if announced else 0)
+        yield speech
+        ended.set()
+
+    call = asyncio.create_task(bench.uploads.upload(messages()))
+    await ended.wait()
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait({call})
+    await bench.uploads.drain(30)
+    assert (await bench.uploads.state(NAME)).durable_offset == len(speech)
+    assert bench.catalog.drops == []
+    assert bench.catalog.commits == commits

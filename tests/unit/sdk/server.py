@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from services.common.errors import Reason, VoxfleetError, not_found, unavailable
+from services.common.errors import Reason, VoxfleetError, not_found, precondition, unavailable
 from services.common.rpc.status import CODE_OF_KIND, trailers
 from voxfleet.v1 import (
     audio_pb2,
@@ -91,7 +91,8 @@ class Double(
         else:
             name = first.resume.upload
             data = self.uploads[name]
-            assert first.resume.offset == len(data), "a resume must begin at the durable offset"
+            if first.resume.offset != len(data):
+                refuse(context, precondition(Reason.UPLOAD_OFFSET_MISMATCH, f"resume at {len(data)}"))
         cut_after = self.cut_uploads_after.popleft() if self.cut_uploads_after else None
         for message in request_iterator:
             data += message.chunk
@@ -99,6 +100,9 @@ class Double(
                 # What is not a whole block is lost with the stream, as with a real store.
                 del data[len(data) // self.durable_block * self.durable_block :]
                 refuse(context, unavailable(Reason.SERVICE_UNAVAILABLE, "going down", retry_after_s=0.0))
+        # A connection that dies can look like one that was closed in good order.
+        if len(data) != self.openings[name].audio.size_bytes:
+            refuse(context, precondition(Reason.UPLOAD_INCOMPLETE, f"{len(data)} bytes came"))
         audio = self.commit(name)
         if self.lose_answer:
             self.lose_answer = False

@@ -79,6 +79,11 @@ def test_addresses_agree() -> None:
     assert processes["audio"].argv[1:] == ("-m", "services.audio")
 
 
+def test_only_an_embedded_database_is_migrated_unasked() -> None:
+    assert holders(StackConfig(), "VOXFLEET_MIGRATE") == {"metadata"}
+    assert holders(StackConfig(database_url="postgresql://db/voxfleet"), "VOXFLEET_MIGRATE") == set()
+
+
 def test_extra_environment_wins() -> None:
     config = StackConfig(extra_env={"VOXFLEET_LOG_LEVEL": "DEBUG"})
     assert {process.env["VOXFLEET_LOG_LEVEL"] for process in service_processes(config, around())} == {"DEBUG"}

@@ -192,6 +192,17 @@ def test_what_needs_a_failed_child_is_never_started(tmp_path: Path) -> None:
     assert ledger.prepared == []
 
 
+def test_a_failure_is_told_before_slower_children_are_ready(tmp_path: Path) -> None:
+    supervisor = Supervisor()
+    slow = supervisor.add(Script(tmp_path, "import time; time.sleep(600)", name="slow"))
+    supervisor.add(Script(tmp_path, "import sys; sys.exit('no disk')", name="database"))
+    with pytest.raises(VoxfleetError, match="database ended"):
+        supervisor.start()
+    assert slow.state in (State.WAITING, State.STARTING)
+    supervisor.stop()
+    assert slow.pid is None
+
+
 def test_stop_waves_end_with_what_everything_needs(tmp_path: Path) -> None:
     supervisor = Supervisor()
     for name, after in (

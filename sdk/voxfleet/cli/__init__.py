@@ -1,0 +1,1 @@
+"""The ``voxfleet`` command: the SDK for people and for shell scripts."""

@@ -1,0 +1,218 @@
+"""Leased jobs: grouped texts, conversions, stops, second tries."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from services.common.artifacts.memory_store import MemoryArtifactStore
+from services.common.errors import Reason, VoxfleetError, invalid
+from services.common.jobs.model import AttemptStopped, Fence, Lease, Outcome, StopKind, Succeeded
+from services.common.jobs.tasks import (
+    ConvertTask,
+    RvcVoice,
+    SourceAudio,
+    SpeakingParameters,
+    SpeakTask,
+    Task,
+    TrainTask,
+)
+from services.common.jobs.worker import Attempt
+from services.inference.app.bundles import Bundles
+from services.inference.app.jobs import Jobs
+from services.inference.app.pool import Pool
+from services.inference.calls import Advance, EngineSpec, Refused, SpeakItems
+from services.inference.model import PoolPlan, Role
+from tests.unit.inference.fakes import BLOB, VOICE, FakeCatalog, FakeExecutor, facts, lost, made, settle
+
+CONVERT = ConvertTask(
+    team="blue",
+    audio=SourceAudio(name="teams/blue/audios/one", blob=BLOB, duration_s=2.0, display_name="One"),
+    voice=RvcVoice(name="teams/blue/voices/singer", package=BLOB),
+)
+
+
+def text(words: str, **parameters: object) -> SpeakTask:
+    return SpeakTask(team="blue", text=words, voice=VOICE, parameters=SpeakingParameters(**parameters))
+
+
+class Rig:
+    def __init__(self, tmp_path: Path, *, batch: int = 1, slots: int = 1) -> None:
+        self.executor = FakeExecutor()
+        self.f5 = Pool(PoolPlan(Role.F5), self.executor)
+        self.rvc = Pool(PoolPlan(Role.RVC), self.executor)
+        bundles = Bundles(FakeCatalog(), MemoryArtifactStore(), tmp_path)
+        self.jobs = Jobs(self.f5, self.rvc, bundles)
+        for pool in (self.f5, self.rvc):
+            pool.use(EngineSpec(pool.plan.role))
+        self.speaker, self.converter = self.executor.engines
+        self.speaker.loaded.set_result(facts(batch=batch, slots=slots))
+        self.converter.loaded.set_result(facts(Role.RVC))
+        self.count = 0
+
+    @classmethod
+    async def up(cls, tmp_path: Path, **settings: int) -> Rig:
+        rig = cls(tmp_path, **settings)
+        await settle()
+        return rig
+
+    def begin(self, task: Task) -> tuple[Attempt, asyncio.Task[Outcome]]:
+        self.count += 1
+        lease = Lease(Fence(str(self.count), 1, "t"), f"teams/blue/jobs/{self.count}", task, 30.0)
+        attempt = Attempt(lease, None)  # type: ignore[arg-type]
+        return attempt, asyncio.create_task(self.jobs(attempt))
+
+    @property
+    def speech(self) -> list[list[str]]:
+        requests = [call.request for call in self.speaker.calls]
+        return [[one.task.text for one in r.items] for r in requests if isinstance(r, SpeakItems)]
+
+
+async def test_texts_that_wait_are_spoken_together(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, batch=3)
+    first = rig.begin(text("a"))[1]
+    await settle()
+    rest = [rig.begin(text(words))[1] for words in "bcde"]
+    await settle()
+    assert rig.speech == [["a"]]
+    assert len(rig.f5._tickets) == 2, "two groups wait for four texts"
+    rig.speaker.calls[0].send(made(), None)
+    assert isinstance(await first, Succeeded)
+    await settle()
+    assert rig.speech == [["a"], ["b", "c", "d"]]
+    rig.speaker.calls[1].send(made(1), made(0), made(2), None)
+    await settle()
+    assert [task.done() for task in rest] == [True, True, True, False]
+    rig.speaker.calls[2].send(made(), None)
+    done = await rest[3]
+    assert isinstance(done, Succeeded)
+    assert done.audios[0].display_name == "e"
+    assert done.metrics["rtf"] == 0.25
+    assert rig.f5.replicas[0].busy == 0
+
+
+async def test_a_bad_text_fails_alone(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, batch=3)
+    blocker = rig.begin(text("x"))[1]
+    await settle()
+    tasks = [rig.begin(text("a"))[1], rig.begin(text("b"))[1], rig.begin(text("c", language="ru"))[1]]
+    rig.speaker.calls[0].send(made(), None)
+    await blocker
+    await settle()
+    assert rig.speech[1] == ["a", "b"], "a language that the weights lack is not even tried"
+    rig.speaker.calls[1].send(Refused(invalid(Reason.UNSUPPORTED_CHARACTERS, "ꙮ"), 0), made(1), None)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    reasons = [error.reason if isinstance(error, VoxfleetError) else None for error in found]
+    assert reasons == [Reason.UNSUPPORTED_CHARACTERS, None, Reason.UNSUPPORTED_LANGUAGE]
+
+
+async def test_a_text_without_a_seed_gets_one_and_keeps_it_on_a_second_try(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    task = rig.begin(text("a"))[1]
+    await settle()
+    first = rig.speaker.calls[0].request.items[0].task.parameters.seed
+    assert first > 0
+    rig.speaker.die()
+    await settle()
+    successor = rig.executor.engines[-1]
+    successor.loaded.set_result(facts())
+    await settle()
+    assert successor.calls[0].request.items[0].task.parameters.seed == first
+    successor.calls[0].send(made(), None)
+    assert isinstance(await task, Succeeded)
+
+
+async def test_a_second_death_is_the_ledgers_to_handle(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    for task in (text("a"), CONVERT):
+        _, working = rig.begin(task)
+        for _ in range(2):
+            await settle()
+            role = Role.F5 if isinstance(task, SpeakTask) else Role.RVC
+            engine = [each for each in rig.executor.engines if each.spec.role is role][-1]
+            if not engine.loaded.done():
+                engine.loaded.set_result(facts(role))
+                await settle()
+            engine.calls[0].send(lost())
+        with pytest.raises(VoxfleetError) as caught:
+            await working
+        assert caught.value.reason is Reason.WORKER_LOST
+
+
+async def test_a_stopped_text_leaves_its_group_and_the_last_one_ends_it(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, batch=2)
+    blocker = rig.begin(text("x"))[1]
+    await settle()
+    one, two = rig.begin(text("a")), rig.begin(text("b"))
+    queued = rig.begin(text("c"))
+    rig.speaker.calls[0].send(made(), None)
+    await blocker
+    await settle()
+    call = rig.speaker.calls[1]
+    for attempt, task in (one, queued):
+        attempt.tell_stop(StopKind.CANCEL)
+        with pytest.raises(AttemptStopped):
+            await task
+    await settle()
+    assert call.stops == 0
+    two[0].tell_stop(StopKind.CANCEL)
+    with pytest.raises(AttemptStopped):
+        await two[1]
+    await settle()
+    assert call.stops == 1
+    assert rig.f5.replicas[0].busy == 0
+    assert len(rig.speaker.calls) == 2, "the text that was stopped while it waited is not spoken"
+
+
+async def test_a_conversion_reports_and_names_its_source(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    attempt, task = rig.begin(CONVERT)
+    await settle()
+    call = rig.converter.calls[0]
+    call.send(Advance("fetch"))
+    await settle()
+    assert attempt.take_progress().percent == 0.0
+    call.send(Advance("convert", 0.5))
+    await settle()
+    progress = attempt.take_progress()
+    assert (progress.phase, progress.percent) == ("convert", 47.5)
+    call.send(made(), None)
+    done = await task
+    audio = done.audios[0]
+    assert (audio.engine, audio.display_name, audio.source_audio) == ("rvc", "One", "teams/blue/audios/one")
+    assert not audio.weights_trained
+
+
+async def test_a_stopped_conversion_stops_its_engine(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    attempt, task = rig.begin(CONVERT)
+    await settle()
+    attempt.tell_stop(StopKind.SHUTDOWN)
+    with pytest.raises(AttemptStopped):
+        await task
+    await settle()
+    assert rig.converter.calls[0].stops == 1
+
+
+async def test_capacity_falls_as_jobs_run(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, batch=4, slots=2)
+    # One of the two slots is kept for streams: two batches of four for the other.
+    rig.f5.plan = PoolPlan(Role.F5, reserved=1)
+    assert rig.jobs.capacity().free == {"f5.item": 8, "rvc.convert": 1, "bundle.pull": 1}
+    tasks = [rig.begin(task)[1] for task in (text("a"), text("b"), CONVERT)]
+    await settle()
+    assert rig.jobs.capacity().free == {"f5.item": 6, "rvc.convert": 0, "bundle.pull": 1}
+    assert rig.jobs.capacity().default_bundle == "f5-small-random"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert rig.jobs.capacity().free["rvc.convert"] == 1
+
+
+async def test_a_job_of_another_worker_is_refused(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    with pytest.raises(VoxfleetError) as caught:
+        await rig.begin(TrainTask(team="blue", voice="v", audios=()))[1]
+    assert caught.value.reason is Reason.INTERNAL

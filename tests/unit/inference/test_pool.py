@@ -1,0 +1,276 @@
+"""The pool carries its decisions out: slots, deaths, calls that are left early."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.common.errors import Reason, VoxfleetError, invalid
+from services.inference.app.pool import Pool, Running
+from services.inference.calls import Convert, EngineFacts, EngineSpec, Pcm
+from services.inference.model import PoolPlan, Rank, ReplicaState, Role
+from tests.unit.inference.fakes import Clock, FakeExecutor, facts, lost, settle
+
+REQUEST = Convert("job", None)  # type: ignore[arg-type]
+PIECE = Pcm(b"ab", 1, 0.1)
+
+
+class Rig:
+    def __init__(self, plan: PoolPlan | None = None, **settings: float) -> None:
+        self.clock = Clock()
+        self.executor = FakeExecutor()
+        self.pool = Pool(plan or PoolPlan(Role.F5), self.executor, clock=self.clock, **settings)
+        self.pool.use(EngineSpec(Role.F5))
+
+    async def up(self, found: EngineFacts | None = None) -> None:
+        self.executor.engines[-1].loaded.set_result(found or facts())
+        await settle()
+
+    @property
+    def last(self):
+        return self.executor.engines[-1]
+
+    def run(self, rank: Rank = Rank.BATCH) -> asyncio.Task[list]:
+        async def work() -> list:
+            async with self.pool.call(lambda _: REQUEST, rank) as running:
+                assert isinstance(running, Running)
+                return [event async for event in running.events()]
+
+        return asyncio.create_task(work())
+
+    @property
+    def busy(self) -> list[int]:
+        return [replica.busy for replica in self.pool.replicas]
+
+
+async def test_a_call_runs_and_gives_its_slot_on() -> None:
+    rig = Rig()
+    await rig.up()
+    first, second = rig.run(), rig.run()
+    await settle()
+    assert len(rig.last.calls) == 1
+    rig.last.calls[0].send(PIECE, None)
+    assert await first == [PIECE]
+    await settle()
+    rig.last.calls[1].send(None)
+    assert await second == []
+    assert rig.busy == [0]
+
+
+async def test_a_request_waits_for_a_replica_that_loads() -> None:
+    rig = Rig()
+    task = rig.run(Rank.INTERACTIVE)
+    await settle()
+    assert not rig.last.calls
+    await rig.up()
+    rig.last.calls[0].send(None)
+    assert await task == []
+
+
+async def test_interactive_overtakes_a_batch() -> None:
+    rig = Rig()
+    await rig.up()
+    running, batch, interactive = rig.run(), rig.run(), rig.run(Rank.INTERACTIVE)
+    await settle()
+    rig.last.calls[0].send(None)
+    await running
+    await settle()
+    rig.last.calls[1].send(None)
+    await interactive
+    assert not batch.done()
+    batch.cancel()
+
+
+async def test_a_full_queue_is_refused_at_once_with_a_time() -> None:
+    rig = Rig(PoolPlan(Role.F5, queue_limit=1))
+    await rig.up()
+    tasks = [rig.run(Rank.INTERACTIVE) for _ in range(2)]
+    await settle()
+    with pytest.raises(VoxfleetError) as caught:
+        await rig.run(Rank.INTERACTIVE)
+    assert caught.value.reason is Reason.QUEUE_FULL
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s >= 1.0
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_batch_is_never_refused() -> None:
+    rig = Rig(PoolPlan(Role.F5, queue_limit=0))
+    await rig.up()
+    tasks = [rig.run() for _ in range(5)]
+    await settle()
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_wait_that_is_too_long_ends() -> None:
+    rig = Rig(PoolPlan(Role.F5, queue_wait_s=0.01))
+    await rig.up()
+    running = rig.run()
+    await settle()
+    with pytest.raises(VoxfleetError) as caught:
+        await rig.run(Rank.INTERACTIVE)
+    assert caught.value.reason is Reason.QUEUE_FULL
+    running.cancel()
+
+
+async def test_a_pool_that_cannot_load_says_so() -> None:
+    rig = Rig(PoolPlan(Role.F5, queue_wait_s=0.01))
+    rig.last.loaded.set_exception(invalid(Reason.MODEL_CORRUPT, "the weights are torn"))
+    await settle()
+    assert rig.pool.places() == 0
+    with pytest.raises(VoxfleetError, match="the weights are torn") as caught:
+        await rig.run(Rank.INTERACTIVE)
+    assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
+
+
+async def test_a_failed_start_is_repeated_later_and_later() -> None:
+    rig = Rig()
+    for number, pause_s in enumerate((1.0, 2.0, 4.0), start=1):
+        assert len(rig.executor.engines) == number
+        rig.last.loaded.set_exception(RuntimeError("no GPU"))
+        await settle()
+        assert rig.last.has_ended
+        rig.clock.now_s += pause_s - 0.01
+        rig.pool.step()
+        assert len(rig.executor.engines) == number
+        rig.clock.now_s += 0.02
+        rig.pool.step()
+    await rig.up()
+    assert rig.pool.broken is None
+
+
+async def test_a_dead_replica_is_replaced_and_its_call_says_lost() -> None:
+    rig = Rig(PoolPlan(Role.F5, least=2, most=2))
+    for engine in rig.executor.engines:
+        engine.loaded.set_result(facts())
+    await settle()
+    first, second = rig.run(), rig.run()
+    await settle()
+    dying, living = rig.executor.engines
+    dying.die()
+    with pytest.raises(VoxfleetError) as caught:
+        await first
+    assert caught.value.reason is Reason.WORKER_LOST
+    assert dying.has_ended
+    assert len(rig.executor.engines) == 3
+    living.calls[0].send(PIECE, None)
+    assert await second == [PIECE]
+
+
+async def test_an_engines_own_error_costs_no_replica() -> None:
+    rig = Rig()
+    await rig.up()
+    task = rig.run()
+    await settle()
+    rig.last.calls[0].send(invalid(Reason.UNSUPPORTED_CHARACTERS, "ꙮ"))
+    with pytest.raises(VoxfleetError):
+        await task
+    assert rig.busy == [0]
+    assert len(rig.executor.engines) == 1
+
+
+async def test_a_call_that_is_left_is_stopped_and_frees_its_slot() -> None:
+    rig = Rig()
+    await rig.up()
+    task = rig.run()
+    await settle()
+    task.cancel()
+    await settle()
+    assert rig.last.calls[0].stops == 1
+    assert rig.busy == [0]
+    assert not rig.last.has_ended
+
+
+async def test_a_call_that_does_not_stop_costs_its_replica() -> None:
+    rig = Rig(stop_grace_s=0.01)
+    await rig.up()
+    rig.last.stubborn = True
+    stuck = rig.last
+    task = rig.run()
+    await settle()
+    task.cancel()
+    await settle()
+    assert rig.busy == [1]
+    await asyncio.wait(rig.pool._tasks, timeout=5)
+    await settle()
+    assert stuck.has_ended
+    assert len(rig.executor.engines) == 2
+
+
+async def test_a_request_that_leaves_the_queue_takes_no_slot() -> None:
+    rig = Rig()
+    await rig.up()
+    running, leaving = rig.run(), rig.run()
+    await settle()
+    # The slot is given and the request cancelled in one breath.
+    rig.last.calls[0].send(None)
+    await running
+    leaving.cancel()
+    await settle()
+    assert rig.busy == [0]
+
+
+async def test_what_make_refuses_takes_no_slot() -> None:
+    rig = Rig()
+    await rig.up()
+
+    def refuse(_: EngineFacts) -> None:
+        raise invalid(Reason.UNSUPPORTED_LANGUAGE, "no")
+
+    with pytest.raises(VoxfleetError):
+        async with rig.pool.call(refuse, Rank.BATCH):
+            pass
+    async with rig.pool.call(lambda _: None, Rank.BATCH) as running:
+        assert running is None
+    assert rig.busy == [0]
+
+
+async def test_new_weights_replace_a_replica_when_its_calls_have_ended() -> None:
+    rig = Rig()
+    await rig.up()
+    old = rig.last
+    task = rig.run()
+    await settle()
+    rig.pool.use(EngineSpec(Role.F5, contentvec=None))
+    assert rig.pool.replicas[0].state is ReplicaState.READY, "the same weights change nothing"
+    from services.engines.bundles.catalogue import F5_V1_BASE
+
+    rig.pool.use(EngineSpec(Role.F5, bundle=F5_V1_BASE))
+    assert rig.pool.replicas[0].state is ReplicaState.DRAINING
+    assert len(rig.executor.engines) == 1
+    old.calls[0].send(None)
+    await task
+    rig.pool.step()
+    assert old.has_ended
+    assert rig.last.spec.bundle == F5_V1_BASE
+
+
+async def test_health_checks_find_the_dead_and_the_mute() -> None:
+    rig = Rig(health_s=5.0, health_limit_s=0.01)
+    await rig.up()
+    keeper = asyncio.create_task(rig.pool.run())
+    await settle()
+    first = rig.last
+    first.health = lost()
+    rig.clock.now_s += 6
+    rig.pool._check_all()
+    await settle()
+    assert first.has_ended
+    assert len(rig.executor.engines) == 2
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert rig.last.has_ended, "a pool that ends takes its replicas with it"
+
+
+async def test_a_pool_without_weights_says_so_at_once() -> None:
+    pool = Pool(PoolPlan(Role.F5), FakeExecutor())
+    pool.refuse(invalid(Reason.MODEL_NOT_FOUND, "bundle f5-blue is not stored"))
+    with pytest.raises(VoxfleetError, match="f5-blue"):
+        async with pool.call(lambda _: REQUEST, Rank.INTERACTIVE):
+            pass
+    pool.use(EngineSpec(Role.F5))
+    assert pool.broken is None

@@ -1,0 +1,298 @@
+"""The ``voxfleet`` command, in this process: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
+from tests.unit.sdk.server import TEAM, Double, change, job
+from tests.unit.sdk.test_synthesis import HEADER, PCM, PIECES, SUMMARY
+from voxfleet.cli.main import app
+from voxfleet.v1 import audio_pb2, error_pb2, job_pb2, synthesis_pb2
+
+NAME = f"{TEAM}/jobs/j-0001"
+SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.setenv("VOXFLEET_ENDPOINT", endpoint)
+    monkeypatch.setenv("VOXFLEET_TOKEN", "vf-test")
+    monkeypatch.setenv("VOXFLEET_TEAM", "acme")
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, list(words), catch_exceptions=False)
+
+
+def parsed(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+def test_upload_and_list_and_download(run: Run, double: Double, tmp_path: Path) -> None:
+    for name in ("one.wav", "two.wav"):
+        (tmp_path / name).write_bytes(name.encode())
+    done = run(
+        "audio", "upload", "one.wav", "two.wav", "--purpose", "training", "--label", "a=b", "--wait", "--json"
+    )
+    assert done.exit_code == 0
+    assert [audio["display_name"] for audio in parsed(done)["audios"]] == ["", ""]
+    assert [audio["size_bytes"] for audio in parsed(done)["audios"]] == ["7", "7"]
+    assert double.asked("UploadAudio")[0].open.audio.purpose == audio_pb2.AUDIO_PURPOSE_TRAINING
+
+    heading, *rows = run("audio", "list").stdout.splitlines()
+    assert heading.split("\t")[0] == "ID"
+    assert [row.split("\t")[0] for row in rows] == ["a-0001", "a-0002"]
+
+    assert run("audio", "download", "a-0002", "-o", "back.wav").stdout == "back.wav\n"
+    assert (tmp_path / "back.wav").read_bytes() == b"two.wav"
+    assert run("audio", "download", "a-0001").exit_code == 0
+    assert (tmp_path / "a-0001.wav").read_bytes() == b"one.wav"
+    assert run("audio", "url", "a-0001").stdout.startswith("https://")
+
+
+def test_a_file_stands_for_its_upload(run: Run, double: Double, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(b"clip")
+    done = run("voice", "create", "--reference", "clip.wav", "--text", "Hello.", "--id", "v-anna", "--json")
+    assert done.exit_code == 0
+    assert parsed(done)["references"] == [{"audio": f"{TEAM}/audios/a-0001", "text": "Hello.", "style": ""}]
+    assert double.asked("UploadAudio")[0].open.audio.purpose == audio_pb2.AUDIO_PURPOSE_REFERENCE
+    assert run("voice", "create", "--reference", "missing.wav", "--text", "Hello.").exit_code == 2
+
+
+def test_untrained_weights_are_named_in_every_output(run: Run, double: Double) -> None:
+    made = run("voice", "create", "--reference", "a-0001", "--text", "Hi.", "--id", "v-anna")
+    assert "note: untrained weights (f5-smoke)" in made.stderr
+    assert "untrained weights" in run("voice", "list").stdout
+    as_json = run("voice", "show", "v-anna", "--json")
+    assert json.loads(as_json.stderr) == {"note": "untrained weights", "weights": "f5-smoke"}
+    assert parsed(as_json)["weights_trained"] is False
+
+    double.speech = [HEADER, *PIECES, SUMMARY]
+    assert "untrained weights (f5-smoke)" in run("say", "Hello.", "--voice", "v-anna").stderr
+
+    double.jobs[NAME] = job(SUCCEEDED, result=job_pb2.JobResult(weights="f5-smoke"))
+    double.watches.append([change(1, SUCCEEDED)])
+    assert "untrained weights (f5-smoke)" in run("job", "wait", "j-0001").stderr
+    double.jobs[NAME].result.weights_trained = True
+    double.watches.append([change(1, SUCCEEDED)])
+    assert "untrained" not in run("job", "wait", "j-0001").stderr
+
+    double.audios[f"{TEAM}/audios/a-0001"] = b"made"
+    double.provenance = audio_pb2.Provenance(generated=True, weights="f5-smoke")
+    for words in (("show", "a-0001"), ("list",), ("download", "a-0001", "-o", "x.wav")):
+        assert "untrained weights (f5-smoke)" in run("audio", *words).stderr
+
+    double.bundles = [synthesis_pb2.Bundle(name="f5-smoke"), synthesis_pb2.Bundle(name="f5", trained=True)]
+    assert "untrained weights (f5-smoke)" in run("models", "list").stderr
+
+
+def test_say_writes_a_wav(run: Run, double: Double, tmp_path: Path) -> None:
+    double.speech = [HEADER, *PIECES, SUMMARY]
+    done = run("say", "Hello.", "--voice", "v-anna", "-o", "hello.wav", "--seed", "7", "--json")
+    assert parsed(done)["rate_hz"] == 24000
+    assert parsed(done)["summary"]["provenance"]["seed"] == "7"
+    assert (tmp_path / "hello.wav").read_bytes().endswith(PCM)
+    request = double.asked("Synthesize")[0]
+    assert (request.voice, request.parameters.seed) == (f"{TEAM}/voices/v-anna", 7)
+    piped = run("say", "Hello.", "--voice", "v-anna", "-o", "-")
+    assert piped.stdout_bytes == (tmp_path / "hello.wav").read_bytes()
+
+
+def test_train_follow_shows_changes_and_ends_with_the_job(run: Run, double: Double) -> None:
+    double.jobs[NAME] = job(SUCCEEDED, result=job_pb2.JobResult(voice=f"{TEAM}/voices/v-anna"))
+    double.watches.append(
+        [
+            change(1, job_pb2.JOB_STATE_QUEUED),
+            change(2, job_pb2.JOB_STATE_RUNNING, phase="train"),
+            *[
+                job_pb2.WatchJobResponse(
+                    cursor=2,
+                    job=job_pb2.Job(state=job_pb2.JOB_STATE_RUNNING),
+                    progress=job_pb2.JobProgress(phase="train", step=step, percent=step),
+                )
+                for step in range(50)
+            ],
+            change(3, SUCCEEDED),
+        ]
+    )
+    done = run("voice", "train", "a-0001", "a-0002", "--name", "Anna", "--epochs", "3", "--follow")
+    assert done.exit_code == 0
+    assert f"voice: {TEAM}/voices/v-anna" in done.stdout
+    lines = done.stderr.splitlines()
+    # Fifty steps within a moment are no fifty lines.
+    assert lines == [NAME, "QUEUED", "RUNNING  train", "SUCCEEDED"]
+    request = double.asked("TrainVoice")[0]
+    assert list(request.audios) == [f"{TEAM}/audios/a-0001", f"{TEAM}/audios/a-0002"]
+    assert request.parameters.epochs == 3
+
+
+def test_watch_as_json_lines(run: Run, double: Double) -> None:
+    double.jobs[NAME] = job(SUCCEEDED)
+    double.watches.append([change(1, job_pb2.JOB_STATE_RUNNING), change(2, SUCCEEDED)])
+    done = run("job", "watch", "j-0001", "--json")
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [document["change"]["state"] for document in documents] == [
+        "JOB_STATE_RUNNING",
+        "JOB_STATE_SUCCEEDED",
+    ]
+
+
+def test_batch_downloads_what_succeeded_and_names_what_failed(
+    run: Run, double: Double, tmp_path: Path
+) -> None:
+    (tmp_path / "lines.jsonl").write_text(
+        '{"text": "One.", "id": "a/1"}\n\n{"text": "Two\u2028more.", "parameters": {"seed": 5}}\n',
+        encoding="utf-8",
+    )
+    double.audios[f"{TEAM}/audios/a-0001"] = b"spoken"
+    double.jobs[NAME] = job(SUCCEEDED, batch_counts=job_pb2.BatchCounts(total=2, succeeded=1, failed=1))
+    double.watches.append([change(1, SUCCEEDED)])
+    double.items = [
+        job_pb2.Job(
+            item_id="a/1", state=SUCCEEDED, result=job_pb2.JobResult(audios=[f"{TEAM}/audios/a-0001"])
+        ),
+        job_pb2.Job(
+            item_index=1, state=FAILED, error=error_pb2.Error(reason="TEXT_EMPTY", message="no text")
+        ),
+    ]
+    done = run("batch", "lines.jsonl", "--voice", "v-anna", "--out-dir", "spoken")
+    assert done.exit_code == 0
+    assert (tmp_path / "spoken" / "a_1.wav").read_bytes() == b"spoken"
+    assert "1: TEXT_EMPTY: no text" in done.stderr
+    assert "1 of 2 lines succeeded, 1 failed" in done.stderr
+    items = double.asked("BatchSynthesize")[0].items
+    assert [(item.id, item.text, item.parameters.seed) for item in items] == [
+        ("a/1", "One.", 0),
+        ("", "Two\u2028more.", 5),
+    ]
+
+
+def test_a_bad_line_of_a_batch_is_named(run: Run, double: Double, tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "One."}\n{"txet": "Two."}\n', encoding="utf-8")
+    done = run("batch", "lines.jsonl", "--voice", "v-anna")
+    assert done.exit_code == 4
+    assert "line 2" in done.stderr
+    assert double.asked("BatchSynthesize") == []
+
+
+def test_convert_downloads_in_the_format_of_the_files_ending(
+    run: Run, double: Double, tmp_path: Path
+) -> None:
+    double.audios[f"{TEAM}/audios/a-out1"] = b"converted"
+    double.jobs[NAME] = job(SUCCEEDED, result=job_pb2.JobResult(audios=[f"{TEAM}/audios/a-out1"]))
+    double.watches.append([change(1, SUCCEEDED)])
+    done = run("convert", "a-0001", "--voice", "v-anna", "--pitch", "0", "-o", "song.flac", "--json")
+    assert parsed(done)["file"] == "song.flac"
+    assert (tmp_path / "song.flac").read_bytes() == b"converted"
+    request = double.asked("ConvertAudio")[0]
+    assert request.output.format == synthesis_pb2.AUDIO_FORMAT_FLAC
+    assert request.parameters.HasField("pitch_shift")
+    assert not request.parameters.HasField("index_rate")
+
+
+def test_models_pull_asks_for_the_licence(run: Run, double: Double) -> None:
+    double.jobs[NAME] = job(job_pb2.JOB_STATE_QUEUED)
+    double.bundles = [
+        synthesis_pb2.Bundle(
+            name="f5-v1-base",
+            licence="CC-BY-NC-4.0",
+            licence_url="https://cc.example",
+            requires_acceptance=True,
+        )
+    ]
+    refused = run("models", "pull", "f5-v1-base")
+    assert refused.exit_code == 9
+    assert "CC-BY-NC-4.0" in refused.stderr
+    assert double.asked("PullBundle") == []
+    assert run("models", "pull", "f5-v1-base", "--accept-licence").stdout == f"{NAME}\n"
+    assert double.asked("PullBundle")[0].accept_licence
+    assert run("models", "pull", "nothing").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (Kind.NOT_FOUND, 3),
+        (Kind.INVALID, 4),
+        (Kind.UNAUTHENTICATED, 5),
+        (Kind.FORBIDDEN, 5),
+        (Kind.DEADLINE, 6),
+        (Kind.PRECONDITION, 9),
+        (Kind.CONFLICT, 9),
+        (Kind.EXHAUSTED, 10),
+        (Kind.INTERNAL, 1),
+    ],
+)
+def test_exit_codes(run: Run, double: Double, kind: Kind, code: int) -> None:
+    double.failures["GetFleet"].append(VoxfleetError(Reason.INVALID_ARGUMENT, "no", kind=kind))
+    assert run("fleet", "show").exit_code == code
+
+
+def test_exit_codes_of_jobs(run: Run, double: Double) -> None:
+    double.jobs[NAME] = job(FAILED, error=error_pb2.Error(reason="TRAINING_DIVERGED", message="loss is NaN"))
+    double.watches.append([change(1, FAILED)])
+    failed = run("job", "wait", "j-0001", "--json")
+    assert failed.exit_code == 7
+    assert parsed(failed)["state"] == "JOB_STATE_FAILED"
+    assert json.loads(failed.stderr)["error"]["reason"] == "TRAINING_DIVERGED"
+    double.jobs[NAME] = job(job_pb2.JOB_STATE_CANCELLED)
+    double.watches.append([change(1, job_pb2.JOB_STATE_CANCELLED)])
+    assert run("job", "wait", "j-0001").exit_code == 8
+
+
+def test_an_error_says_what_is_wrong_and_what_to_do(run: Run, double: Double) -> None:
+    error = VoxfleetError(
+        Reason.QUEUE_FULL,
+        "the team has 100 jobs waiting",
+        kind=Kind.EXHAUSTED,
+        metadata={"max_queued_jobs": 100},
+        violations=[FieldViolation("parent", "at its quota")],
+        retry_after_s=30,
+    )
+    double.failures["GetFleet"].extend([error, error])
+    said = run("fleet", "show").stderr
+    for part in (
+        "QUEUE_FULL",
+        "the team has 100 jobs waiting",
+        "max_queued_jobs=100",
+        "after 30 s",
+        "trace-1",
+    ):
+        assert part in said
+    facts = json.loads(run("fleet", "show", "--json").stderr)["error"]
+    assert (facts["reason"], facts["retry_after_s"], facts["trace_id"]) == ("QUEUE_FULL", 30.0, "trace-1")
+
+
+def test_config_says_where_it_comes_from_and_hides_the_token(run: Run, endpoint: str) -> None:
+    shown = run("config", "--token", "vf-a-long-secret-1234").stdout
+    assert f"endpoint: {endpoint}  (environment (VOXFLEET_ENDPOINT))" in shown
+    assert "token: …1234  (argument)" in shown
+    assert "secret" not in shown
+
+
+COMMANDS = {
+    "audio": ["upload", "show", "list", "analyze", "download", "url", "delete"],
+    "voice": ["create", "train", "list", "show", "update", "delete", "undelete", "checkpoints"],
+    "job": [
+        "list", "show", "watch", "wait", "cancel", "pause", "resume", "retry", "update", "explain", "items",
+    ],
+    "models": ["list", "pull", "import"],
+    "fleet": ["show", "queues", "usage", "quota", "drain", "resume"],
+    "team": ["list", "create"],
+    "key": ["list", "create", "revoke"],
+    "": ["say", "batch", "convert", "engines", "config", "version"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [[g, c] if g else [c] for g, cs in COMMANDS.items() for c in cs])
+def test_every_command_has_help_and_json(run: Run, words: list[str]) -> None:
+    shown = run(*words, "--help")
+    assert shown.exit_code == 0
+    assert "--json" in shown.stdout
