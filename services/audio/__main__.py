@@ -29,7 +29,7 @@ from services.common.rpc.handlers import servicer_handlers
 from services.common.rpc.interceptors import service_authenticator
 from services.common.rpc.server import RpcServer, run_until_stopped
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("services.audio")
 
 PROBE_S = 0.5
 SERVICE = "voxfleet.v1.AudioService"

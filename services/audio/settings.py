@@ -31,7 +31,7 @@ class AudioSettings(ServiceSettings):
     scratch_dir: Path | None = Field(None, description="for temporary files; the system's own where unset")
     store_threads: int = Field(16, ge=1, description="requests to the object store at once")
     examine_workers: int = Field(1, ge=1, le=8, description="processes that decode and measure")
-    examine_timeout_s: float = Field(180.0, gt=0, description="a file that takes longer is refused")
+    examine_timeout_s: float = Field(300.0, gt=0, description="a file that takes longer is refused")
     examine_memory_mb: int = Field(
         4096, ge=0, description="address space of a measuring process; 0 for no bound"
     )

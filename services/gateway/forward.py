@@ -6,6 +6,7 @@ at all. A backend's error reaches the client as the backend raised it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -14,12 +15,15 @@ from google.protobuf import descriptor, message
 
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_built
 from services.common.rpc.caller import current_caller
+from services.common.rpc.channel import MAX_MESSAGE_BYTES
 from services.common.rpc.handlers import message_class, method_path, rpc_handler, service_descriptor
 from services.gateway.routes import ROUTES, SERVICES, Backend
 from services.gateway.validation import MAX_CHUNK_BYTES, validate, validate_first
 
 # A chunk's frame adds a few bytes to what it carries.
 _MAX_STREAM_MESSAGE_BYTES = MAX_CHUNK_BYTES + 1024
+_MAX_UNARY_BYTES = 4 * 1024 * 1024
+_MAX_BYTES_OF = {"BatchSynthesize": MAX_MESSAGE_BYTES}
 
 
 class Forwarder:
@@ -103,16 +107,19 @@ class Forwarder:
         async def handle(
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
         ) -> bytes:
-            stream = call(
-                _checked(method, requests), timeout=context.time_remaining() or self._upload_timeout_s
-            )
+            source = _Source(method, requests)
+            await source.open()
+            stream = call(source.messages(), timeout=context.time_remaining() or self._upload_timeout_s)
             try:
                 answer: bytes = await stream
                 return answer
+            except asyncio.CancelledError:
+                source.raise_failure()
+                raise
             finally:
                 stream.cancel()
 
-        return _first_checked(method, handle)
+        return handle
 
     def _stream_stream(self, method: descriptor.MethodDescriptor, channel: grpc.aio.Channel) -> Any:
         call: Any = channel.stream_stream(method_path(method))
@@ -120,57 +127,75 @@ class Forwarder:
         async def handle(
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
         ) -> AsyncIterator[bytes]:
-            stream = call(_checked(method, requests), timeout=context.time_remaining())
+            source = _Source(method, requests)
+            await source.open()
+            stream = call(source.messages(), timeout=context.time_remaining())
             try:
                 async for answer in stream:
                     yield answer
+            except asyncio.CancelledError:
+                source.raise_failure()
+                raise
             finally:
                 stream.cancel()
 
         return handle
 
 
-def _first_checked(method: descriptor.MethodDescriptor, handle: Any) -> Any:
-    """Judges a stream's first message before the backend is called at all."""
+class _Source:
+    """A client's stream on its way to a backend: its first message judged, each within the limit.
 
-    async def checked(
-        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> bytes:
-        source = aiter(requests)
-        first = await anext(source, None)
+    gRPC answers an error in what it sends with a cancellation of the call; :meth:`raise_failure` says what
+    it was.
+    """
+
+    def __init__(self, method: descriptor.MethodDescriptor, requests: AsyncIterator[bytes]) -> None:
+        self._method = method
+        self._requests = aiter(requests)
+        self._first = b""
+        self._failure: VoxfleetError | None = None
+
+    async def open(self) -> None:
+        """Judges the first message, before the backend is called at all."""
+        first = await anext(self._requests, None)
         if first is None:
             raise VoxfleetError(
                 Reason.INVALID_ARGUMENT, "the stream ended before its first message", kind=Kind.INVALID
             )
-        validate_first(_parse(method, first), current_caller())
+        _check_size(self._method, first, _MAX_STREAM_MESSAGE_BYTES)
+        validate_first(_parse(self._method, first), current_caller())
+        self._first = first
 
-        async def whole() -> AsyncIterator[bytes]:
-            yield first
-            async for request in source:
-                yield request
+    async def messages(self) -> AsyncIterator[bytes]:
+        """The messages. Errors: MESSAGE_TOO_LARGE."""
+        yield self._first
+        self._first = b""
+        async for request in self._requests:
+            try:
+                _check_size(self._method, request, _MAX_STREAM_MESSAGE_BYTES)
+            except VoxfleetError as error:
+                self._failure = error
+                raise
+            yield request
 
-        answer: bytes = await handle(whole(), context)
-        return answer
+    def raise_failure(self) -> None:
+        """Raises what ended the stream, where it was ours."""
+        if self._failure is not None:
+            raise self._failure
 
-    return checked
 
-
-async def _checked(
-    method: descriptor.MethodDescriptor, requests: AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    """Passes a stream's messages on, each within the limit. Errors: MESSAGE_TOO_LARGE."""
-    async for request in requests:
-        if len(request) > _MAX_STREAM_MESSAGE_BYTES:
-            raise invalid(
-                Reason.MESSAGE_TOO_LARGE,
-                f"a message of {method.name} carries at most {MAX_CHUNK_BYTES} bytes",
-                field="chunk",
-                max_bytes=MAX_CHUNK_BYTES,
-            )
-        yield request
+def _check_size(method: descriptor.MethodDescriptor, request: bytes, max_bytes: int) -> None:
+    if len(request) > max_bytes:
+        raise invalid(
+            Reason.MESSAGE_TOO_LARGE,
+            f"a message of {method.name} has at most {max_bytes} bytes, this one {len(request)}",
+            max_bytes=max_bytes,
+        )
 
 
 def _parse(method: descriptor.MethodDescriptor, request: bytes) -> message.Message:
+    """The message. Errors: MESSAGE_TOO_LARGE, INVALID_ARGUMENT."""
+    _check_size(method, request, _MAX_BYTES_OF.get(method.name, _MAX_UNARY_BYTES))
     try:
         return message_class(method.input_type).FromString(request)
     except message.DecodeError:

@@ -1,4 +1,4 @@
-"""``kill -9`` in mid-training: the next attempt goes on from the last checkpoint, the stale one can do nothing."""
+"""``kill -9`` in mid-training: the next attempt resumes from its checkpoint, the stale one is refused."""
 
 import time
 

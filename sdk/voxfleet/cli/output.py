@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, voice_pb2
 
 UNTRAINED = "untrained weights"
+# How much of a long list people are shown: a loss curve has a thousand points.
+_SHOWN = 20
 
 _T = TypeVar("_T")
 Column = tuple[str, Callable[[_T], object]]
@@ -86,25 +88,31 @@ def print_message(message: Message) -> None:
 
 
 def describe(message: Message, indent: str = "") -> Iterator[str]:
-    """The lines of :func:`print_message`."""
+    """The lines of :func:`print_message`; of long lists their beginning."""
     from google.protobuf.descriptor import FieldDescriptor
 
     for field, value in message.ListFields():
         label = f"{indent}{field.name.replace('_', ' ')}: "
         if field.type != FieldDescriptor.TYPE_MESSAGE:
             values = value if field.is_repeated else [value]
-            yield label + ", ".join(_scalar(field, one) for one in values)
+            yield label + ", ".join(_scalar(field, one) for one in values[:_SHOWN]) + _rest(values)
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             yield label + ", ".join(f"{key}={_cell(one)}" for key, one in sorted(value.items()))
         elif field.is_repeated:
             yield label.rstrip()
-            for one in value:
+            for one in value[:_SHOWN]:
                 yield f"{indent}  - " + "; ".join(line.strip() for line in describe(one))
+            if rest := _rest(value):
+                yield f"{indent}  {rest.strip()}"
         elif (short := _well_known(value)) is not None:
             yield label + short
         else:
             yield label.rstrip()
             yield from describe(value, indent + "  ")
+
+
+def _rest(values: Sequence[Any]) -> str:
+    return f" … and {len(values) - _SHOWN} more (--json has them)" if len(values) > _SHOWN else ""
 
 
 def _scalar(field: Any, value: Any) -> str:

@@ -186,7 +186,13 @@ class Uploads(Generic[AudioT]):
         # Of a stream that was cut nobody is left to hear how it ended: the log is.
         if session.is_cut and error is not None:
             known = isinstance(error, VoxfleetError)
-            log.log(logging.INFO if known else logging.ERROR, "%s: %s", name, error, exc_info=None if known else error)
+            log.log(
+                logging.INFO if known else logging.ERROR,
+                "%s: %s",
+                name,
+                error,
+                exc_info=None if known else error,
+            )
 
     async def _serve(
         self,
@@ -219,7 +225,7 @@ class Uploads(Generic[AudioT]):
             part_bytes=self._part_bytes,
         )
         try:
-            await _receive(session, intake, steps, 0.0 if record.spec.size_bytes else self._end_grace_s)
+            await _receive(session, intake, steps, record.spec.size_bytes, self._end_grace_s)
             session.is_finishing = True
             return await self._finisher.finish(record, intake.durable)
         except VoxfleetError as error:
@@ -261,7 +267,11 @@ class Uploads(Generic[AudioT]):
 
 
 async def _receive(
-    session: _Session[AudioT], intake: Intake, steps: AsyncIterator[Step], end_grace_s: float
+    session: _Session[AudioT],
+    intake: Intake,
+    steps: AsyncIterator[Step],
+    announced_bytes: int,
+    end_grace_s: float,
 ) -> None:
     """Takes the stream to its end; what came of one that was cut is made durable all the same."""
     if not session.is_stopped:
@@ -276,7 +286,7 @@ async def _receive(
         except Exception:
             await _flush(intake)
             raise
-        if end_grace_s and not session.is_stopped:
+        if end_grace_s and not announced_bytes and not session.is_stopped:
             with suppress(TimeoutError):
                 await asyncio.wait_for(session.stopped.wait(), end_grace_s)
     # The end of a stream and the news that its client is gone may come in either order.
@@ -290,6 +300,8 @@ async def _receive(
         )
     if session.is_cut:
         await _flush(intake)
+        if announced_bytes and intake.durable == announced_bytes:
+            return  # it was whole, and nobody need send it again
         raise VoxfleetError(
             Reason.CANCELLED,
             f"the stream was cut: resume at {intake.durable}",

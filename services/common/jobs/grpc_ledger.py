@@ -13,6 +13,7 @@ from services.common.jobs.model import (
     Capacity,
     Checkpoint,
     Fence,
+    HeartbeatAck,
     Lease,
     Outcome,
     Progress,
@@ -162,11 +163,13 @@ class _GrpcWorkStream:
                 beat.progress.CopyFrom(progress_to_proto(progress))
         await self.send(request)
 
-    async def messages(self) -> AsyncIterator[Lease | tuple[Fence, StopKind]]:
+    async def messages(self) -> AsyncIterator[Lease | HeartbeatAck | tuple[Fence, StopKind]]:
         try:
             async for response in self._call:
                 for lease in response.leases.leases:
                     yield _lease_from_proto(lease)
+                if response.HasField("notices"):
+                    yield HeartbeatAck()
                 for notice in response.notices.notices:
                     if kind := _STOP_KINDS.get(notice.kind):
                         yield fence_from_proto(notice.fence), kind

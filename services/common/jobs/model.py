@@ -68,6 +68,11 @@ class StopKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class HeartbeatAck:
+    """The ledger took the oldest heartbeat that was not yet answered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
     """What a worker could take now, by job kind, and the Ray nodes that it sees."""
 

@@ -6,7 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from services.common.errors import VoxfleetError
-from services.common.jobs.model import Capacity, Checkpoint, Fence, Lease, Outcome, Progress, StopKind
+from services.common.jobs.model import (
+    Capacity,
+    Checkpoint,
+    Fence,
+    HeartbeatAck,
+    Lease,
+    Outcome,
+    Progress,
+    StopKind,
+)
 
 
 class WorkStream(Protocol):
@@ -18,8 +27,8 @@ class WorkStream(Protocol):
     async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> None:
         """Extends leases, with the newest progress where there is any."""
 
-    def messages(self) -> AsyncIterator[Lease | tuple[Fence, StopKind]]:
-        """Leases, and notices of what became of leases; ends when the channel does."""
+    def messages(self) -> AsyncIterator[Lease | HeartbeatAck | tuple[Fence, StopKind]]:
+        """Leases, answers to heartbeats, notices of what became of leases; ends when the channel does."""
 
     async def close(self) -> None:
         """Closes the channel; leases stay until they expire."""

@@ -8,8 +8,10 @@ side as well*: the handler is told LOST before another worker can have the job.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ from services.common.jobs.model import (
     Capacity,
     Checkpoint,
     Fence,
+    HeartbeatAck,
     Lease,
     Outcome,
     Progress,
@@ -77,9 +80,9 @@ class Attempt:
         progress, self._progress = self._progress, None
         return progress
 
-    def confirm(self) -> None:
-        """Notes that the ledger has just been told of this lease."""
-        self._confirmed = time.monotonic()
+    def confirm(self, sent: float) -> None:
+        """Notes that the ledger took a heartbeat that was sent at ``sent`` (monotonic seconds)."""
+        self._confirmed = max(self._confirmed, sent)
 
     @property
     def overdue(self) -> bool:
@@ -121,6 +124,7 @@ class Worker:
         self._changed = asyncio.Event()
         self._draining = False
         self._leases_seen = 0
+        self._unconfirmed: deque[tuple[float, list[Fence]]] = deque()
 
     @property
     def running(self) -> int:
@@ -133,14 +137,18 @@ class Worker:
 
     async def run(self) -> None:
         """Works until cancelled; opens the channel anew whenever it breaks."""
-        while True:
-            try:
-                stream = await self._ledger.connect()
-                log.info("work channel open")
-                await self._serve(stream)
-            except VoxfleetError as error:
-                log.warning("work channel: %s", error.message)
-            await asyncio.sleep(self._reconnect_s)
+        watchdog = asyncio.create_task(self._give_up_overdue())
+        try:
+            while True:
+                try:
+                    stream = await self._ledger.connect()
+                    log.info("work channel open")
+                    await self._serve(stream)
+                except VoxfleetError as error:
+                    log.warning("work channel: %s", error.message)
+                await asyncio.sleep(self._reconnect_s)
+        finally:
+            watchdog.cancel()
 
     async def drain(self, *, grace_s: float) -> None:
         """Takes no more, lets handlers save and give back, at most ``grace_s`` seconds."""
@@ -154,41 +162,63 @@ class Worker:
             task.cancel()
 
     async def _serve(self, stream: WorkStream) -> None:
+        """Reads and beats until either side of the channel ends."""
         self._leases_seen = 0
-        beats = asyncio.create_task(self._beat(stream))
+        self._unconfirmed.clear()
+        sides = [asyncio.create_task(self._read(stream)), asyncio.create_task(self._beat(stream))]
         try:
-            async for message in stream.messages():
-                if isinstance(message, Lease):
+            done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in done:
+                side.result()
+        finally:
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
+            await stream.close()
+
+    async def _read(self, stream: WorkStream) -> None:
+        async for message in stream.messages():
+            match message:
+                case Lease():
                     self._leases_seen += 1
                     self._begin(message)
-                else:
-                    fence, kind = message
+                case HeartbeatAck():
+                    self._confirm()
+                case (fence, kind):
                     if attempt := self._running.get(fence):
                         attempt.tell_stop(kind)
-        finally:
-            beats.cancel()
-            await asyncio.gather(beats, return_exceptions=True)
-            await stream.close()
 
     async def _beat(self, stream: WorkStream) -> None:
         """Offers capacity when it changes, and heartbeats on time."""
         while True:
             capacity = Capacity({}) if self._draining else self._capacity()
             await stream.offer(capacity, leases_seen=self._leases_seen)
+            beats = [(fence, attempt.take_progress()) for fence, attempt in self._running.items()]
+            if beats:
+                self._unconfirmed.append((time.monotonic(), [fence for fence, _ in beats]))
+                await stream.heartbeat(beats)
+            self._changed.clear()
+            # Not wait_for, which on Python 3.11 can swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._changed.wait()
+
+    def _confirm(self) -> None:
+        """The oldest heartbeat has been taken: its leases hold from when it was sent."""
+        if not self._unconfirmed:
+            return
+        sent, fences = self._unconfirmed.popleft()
+        for fence in fences:
+            if attempt := self._running.get(fence):
+                attempt.confirm(sent)
+
+    async def _give_up_overdue(self) -> None:
+        """Tells handlers LOST whose lease may have expired unheard, whatever the channel's state."""
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
             for attempt in self._running.values():
                 if attempt.overdue:
                     attempt.tell_stop(StopKind.LOST)
-            beats = [(fence, attempt.take_progress()) for fence, attempt in self._running.items()]
-            if beats:
-                await stream.heartbeat(beats)
-                for fence, _ in beats:
-                    if held := self._running.get(fence):
-                        held.confirm()
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), self._heartbeat_s)
-            except TimeoutError:
-                continue
 
     def _begin(self, lease: Lease) -> None:
         if lease.fence in self._running:

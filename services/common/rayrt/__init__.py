@@ -1,1 +1,1 @@
-"""What the trainer and the inference service share about Ray: joining, failures, nodes."""
+"""What the trainer and the inference service share about Ray: joining, calls, failures, nodes."""

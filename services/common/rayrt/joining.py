@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from services.common.errors import Kind, Reason, VoxfleetError, unavailable
+from services.common.rayrt.calls import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def is_member() -> bool:
 async def wait_lost(
     *,
     probe: Callable[[], bool] = is_member,
-    period_s: float = 2.0,
+    period_s: float = 1.0,
     timeout_s: float = 5.0,
     misses: int = 3,
 ) -> None:
@@ -89,20 +89,15 @@ async def wait_lost(
 
     A driver cannot be moved to another cluster: its process should end and be started again.
     """
-    loop = asyncio.get_running_loop()
     bad = 0
     while bad < misses:
-        # A thread for each probe: one that hangs in a dead connection must not hold up the next.
-        executor = ThreadPoolExecutor(1, thread_name_prefix="ray-probe")
         try:
-            good = await asyncio.wait_for(loop.run_in_executor(executor, probe), timeout_s)
+            good = await in_thread(probe, timeout_s)
         except TimeoutError:
             good = False
         except Exception as error:  # noqa: BLE001 - whatever a broken connection raises is a miss
             log.warning("the Ray head does not answer: %s", error)
             good = False
-        finally:
-            executor.shutdown(wait=False)
         bad = 0 if good else bad + 1
         await asyncio.sleep(period_s)
     log.error("the Ray cluster is lost after %d probes", misses)

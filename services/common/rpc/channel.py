@@ -10,7 +10,8 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from services.common.rpc.caller import TOKEN_HEADER, Caller, current_caller
 
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+# A batch of 100,000 lines comes in one message; the gateway holds every other call to far less.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # UNAVAILABLE alone is retried: the call did not reach a server that acted on it, or the server said so.
 _SERVICE_CONFIG = json.dumps(

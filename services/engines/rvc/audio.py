@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 from scipy import signal
 
 from services.common.errors import Reason, invalid
+from services.common.media import resample as media
 
 Floats = NDArray[np.float32]
 
@@ -19,17 +19,17 @@ HIGH_PASS_HZ = 48.0
 
 
 def mono(samples: NDArray[np.floating]) -> Floats:
-    """Check and copy to ``[n]`` float32: the mean of the channels of ``[n, channels]``.
+    """Check and copy to ``[n]`` float32: the mean of the channels of ``[channels, n]``.
 
     Raises:
         VoxfleetError: ``INVALID_FORMAT`` for other shapes and for NaN or infinity, ``AUDIO_EMPTY``.
     """
     array = np.array(samples, dtype=np.float32)
     if array.ndim == 2:
-        array = array.mean(axis=1, dtype=np.float32)
+        array = array.mean(axis=0, dtype=np.float32)
     if array.ndim != 1:
         raise invalid(
-            Reason.INVALID_FORMAT, f"audio has {array.ndim} axes, expected samples or samples by channels"
+            Reason.INVALID_FORMAT, f"audio has {array.ndim} axes, expected samples or channels by samples"
         )
     if array.size == 0:
         raise invalid(Reason.AUDIO_EMPTY, "the audio has no samples")
@@ -43,7 +43,7 @@ def resample(samples: Floats, rate_hz: int, target_hz: int) -> Floats:
     if rate_hz == target_hz:
         return samples
     wanted = resampled_length(len(samples), rate_hz, target_hz)
-    return fit_length(soxr.resample(samples, rate_hz, target_hz), wanted)
+    return fit_length(media.resample(samples, rate_hz, target_hz), wanted)
 
 
 def resampled_length(samples: int, rate_hz: int, target_hz: int) -> int:

@@ -88,7 +88,7 @@ def convert(
 
     Args:
         voice: of :func:`services.engines.rvc.voice.load_voice`.
-        samples: ``[n]`` or ``[n, channels]``, mixed to mono.
+        samples: ``[n]`` or ``[channels, n]``, mixed to mono.
         rate_hz: of ``samples``.
         params: the defaults where not given.
         on_progress: called with the share done, 0..1, after each chunk.

@@ -80,7 +80,7 @@ def prepare(
     *,
     should_stop: ShouldStop = never,
 ) -> list[Slice]:
-    """Cut recordings of one rate, ``[n]`` or ``[n, channels]`` each, into slices for this model."""
+    """Cut recordings of one rate, ``[n]`` or ``[channels, n]`` each, into slices for this model."""
     return preprocess.prepare(clips, rate_hz, config.rate_hz, should_stop=should_stop)
 
 

@@ -171,7 +171,9 @@ class _Wakeup:
 
     async def wait(self, timeout_s: float) -> bool:
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            # Not wait_for, which on Python 3.11 can swallow a cancellation.
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

@@ -255,8 +255,8 @@ class WorkServicer:
                         (fence_from_proto(beat.fence), _progress(beat))
                         for beat in request.heartbeats.heartbeats
                     ]
-                    if notices := await session.heartbeat(beats):
-                        await replies.put(_notices(notices))
+                    # Answered also where there is nothing to say: the answer is what confirms the leases.
+                    await replies.put(_notices(await session.heartbeat(beats)))
         finally:
             replies.put_nowait(None)
 

@@ -17,15 +17,18 @@ import ray.exceptions
 
 from services.common.errors import VoxfleetError
 from services.common.jobs.model import NodeFacts
+from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
 from services.common.rayrt.nodes import node_facts
 from services.trainer.model import Stage
 from services.trainer.stage import Snapshot, StageSpec
-from services.trainer.stages.runner import StageKit, StageRunner
+from services.trainer.stages.runner import Seat, StageKit, StageRunner
 
 log = logging.getLogger(__name__)
 
 _CLOSE_S = 4.0
+_KILL_S = 5.0
+_NODES_S = 10.0
 _GONE_S = 15.0
 _ASK_AGAIN_S = 0.05
 
@@ -84,7 +87,7 @@ class RayBackend:
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """See :class:`services.trainer.ports.Backend`."""
         try:
-            return await asyncio.to_thread(node_facts, self._virtual)
+            return await in_thread(lambda: node_facts(self._virtual), _NODES_S)
         except Exception as error:
             raise from_ray(error) from error
 
@@ -98,11 +101,11 @@ class RayStage:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
-        self.pid = 0
+        self._seat: Seat | None = None
 
     async def ready(self) -> None:
         """See :class:`services.trainer.ports.RunningStage`."""
-        self.pid = await _answer(self._handle.begin.remote())
+        self._seat = await _answer(self._handle.begin.remote())
 
     async def poll(self, acknowledged: int) -> Snapshot:
         """See :class:`services.trainer.ports.RunningStage`."""
@@ -114,26 +117,30 @@ class RayStage:
 
     async def end(self) -> None:
         """See :class:`services.trainer.ports.RunningStage`."""
-        if self.pid:
+        if self._seat is not None:
             try:
                 await asyncio.wait_for(_answer(self._handle.close.remote()), _CLOSE_S)
             except (VoxfleetError, TimeoutError) as error:
-                log.info("process %d did not close by itself: %s", self.pid, error)
+                log.info("%s did not close by itself: %s", self._seat, error)
         try:
-            ray.kill(self._handle, no_restart=True)
+            await in_thread(lambda: ray.kill(self._handle, no_restart=True), _KILL_S)
             await asyncio.wait_for(self._gone(), _GONE_S)
         except TimeoutError:
-            log.warning("process %d did not end within %g s of being killed", self.pid, _GONE_S)
+            log.warning("%s may still run: its end could not be seen", self._seat)
         except ray.exceptions.RayError as error:
-            log.warning("process %d could not be killed: %s", self.pid, error)
+            log.warning("%s could not be killed: %s", self._seat, error)
 
     async def _gone(self) -> None:
-        """Waits until the actor answers no more: a kill is sent, not awaited, and a call may overtake it."""
+        """Waits until the actor answers no more and its process is gone, where that can be seen from here.
+
+        A kill is sent, not awaited: a call may overtake it, and Ray calls an actor dead before it is.
+        """
         while True:
             try:
                 await _answer(self._handle.poll.remote(0))
             except VoxfleetError:
-                return
+                if self._seat is None or self._seat.is_gone():
+                    return
             await asyncio.sleep(_ASK_AGAIN_S)
 
 

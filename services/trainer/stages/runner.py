@@ -55,6 +55,18 @@ class StageKit:
     otlp_endpoint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A process: its id, and the kernel and namespace in which that id means something."""
+
+    pid: int
+    space: str
+
+    def is_gone(self) -> bool:
+        """Whether it has ended, as far as it can be seen from here."""
+        return self.space != pid_space() or not is_alive(self.pid)
+
+
 class StageRunner:
     """Runs one stage, once."""
 
@@ -66,11 +78,11 @@ class StageRunner:
         self._end: tuple[Result | None, VoxfleetError | None] | None = None
         self._thread = threading.Thread(target=self._run, name=spec.stage.value, daemon=True)
 
-    def begin(self) -> int:
-        """Begins the work; returns this process's id."""
+    def begin(self) -> Seat:
+        """Begins the work; returns where this process is."""
         if not self._thread.is_alive() and self._end is None:
             self._thread.start()
-        return os.getpid()
+        return Seat(os.getpid(), pid_space())
 
     def poll(self, acknowledged: int) -> Snapshot:
         """How far it is, with the checkpoints after number ``acknowledged``."""
@@ -142,6 +154,24 @@ def end_children(grace_s: float, *, parent: int | None = None) -> None:
         if number is signal.SIGKILL:
             return
         time.sleep(0.05)
+
+
+def pid_space() -> str:
+    """Which kernel and pid namespace this process is in: equal where pids mean the same."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(
+            Path("/proc/self/ns/pid").readlink()
+        )
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def _descendants(root: int) -> list[int]:

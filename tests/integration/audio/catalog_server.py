@@ -92,6 +92,4 @@ def _measures(found: audio_pb2.AudioMeasures) -> Measures:
 
 
 def _assessment(found: audio_pb2.AudioAssessment) -> Assessment:
-    return Assessment(
-        Grade(found.grade), tuple(found.reasons), tuple(found.recommendations), found.trainable
-    )
+    return Assessment(Grade(found.grade), tuple(found.reasons), tuple(found.recommendations), found.trainable)

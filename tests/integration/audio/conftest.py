@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import grpc
 import pytest
 
 import voxfleet.internal.v1.catalog_pb2
@@ -81,7 +80,9 @@ async def stage(s3_settings, tmp_path) -> AsyncIterator[Stage]:
     finisher = Finisher(
         grpc_catalog, objects, examiner, keys, settings.limits, tmp_path, asyncio.Semaphore(2)
     )
-    uploads = Uploads(finisher, part_bytes=PART_BYTES, max_streams=16, end_grace_s=settings.upload_end_grace_s)
+    uploads = Uploads(
+        finisher, part_bytes=PART_BYTES, max_streams=64, end_grace_s=settings.upload_end_grace_s
+    )
     audios = Audios(grpc_catalog, objects, examiner, settings.limits, tmp_path)
     server = RpcServer(
         settings,
@@ -96,9 +97,7 @@ async def stage(s3_settings, tmp_path) -> AsyncIterator[Stage]:
     own_channel = service_channel(address, TOKEN)
     gateway = RpcServer(
         settings,
-        Forwarder(
-            dict.fromkeys(Backend, own_channel), unary_timeout_s=60, upload_timeout_s=600
-        ).handlers(),
+        Forwarder(dict.fromkeys(Backend, own_channel), unary_timeout_s=60, upload_timeout_s=600).handlers(),
         authenticate,
         services=["voxfleet.v1.AudioService"],
     )

@@ -10,6 +10,7 @@ import pytest
 
 from services.common.errors import Kind, Reason
 from tests.integration.audio.client import TEAM, Client, reason_of, sha256, speech_file
+from tests.unit.audio_service.bench import until
 from voxfleet.v1 import audio_pb2
 
 
@@ -73,35 +74,35 @@ async def test_a_cut_never_passes_for_an_end(stage, speech, announced, through):
     """A stream's end and its cancellation reach the service in either order."""
     client = Client(getattr(stage, through))
     size = len(speech) if announced else 0
-    for number in range(60):
+    for number in range(40):
         first = client.opening(f"cut-{number}", size_bytes=size)
-        await client.send_and_cut(first, speech[:100_000], turns=number)
+        await client.send_and_cut(first, speech[:100_000], turns=10 * number)
     # An upload whose opening was still on its way when its stream was cut was never made.
     states = [await client.state(name) for name in sorted(stage.catalog.uploads)]
     assert all(state.audio == "" for state in states)
     assert stage.catalog.drops == []
     assert stage.catalog.audios == {}
-    assert any(state.durable_offset == 100_000 for state in states)
+    assert any(state.durable_offset > 0 for state in states)
     await client.channel.close()
 
 
 async def test_a_client_that_vanishes_keeps_its_bytes(stage, speech):
     other = Client(stage.address)
+    name, uploads = other.upload_name("gone"), stage.catalog.uploads
 
     async def messages():
         yield other.opening("gone")
-        for start in range(0, 400_000, 50_000):
-            yield audio_pb2.UploadAudioRequest(chunk=speech[:400_000][start : start + 50_000])
-        # Two full parts are durable without any flush: from there on the client is gone.
-        while stage.catalog.uploads[other.upload_name("gone")].durable_offset < 2 * 128 * 1024:
-            await asyncio.sleep(0.01)
+        for start in range(0, 300_000, 50_000):
+            yield audio_pb2.UploadAudioRequest(chunk=speech[start : start + 50_000])
+        # Two full parts become durable without any flush: from there on the client is gone.
+        await until(lambda: name in uploads and uploads[name].durable_offset >= 2**18)
         await other.channel.close()
 
     call = other.stub.UploadAudio(messages(), metadata=other.headers)
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError, grpc.aio.UsageError)):
         await call
-    offset = (await stage.client.state(other.upload_name("gone"))).durable_offset
-    assert offset >= 2 * 128 * 1024
+    offset = (await stage.client.state(name)).durable_offset
+    assert offset >= 2**18
     audio = await stage.client.send(stage.client.resuming("gone", offset), speech[offset:])
     assert audio.sha256 == sha256(speech)
 
@@ -112,7 +113,11 @@ async def test_a_client_that_vanishes_keeps_its_bytes(stage, speech):
         (b"no audio at all" * 9000, {}, Reason.INVALID_FORMAT),
         (b"", {}, Reason.AUDIO_EMPTY),
         (None, {"sha256": "0" * 64}, Reason.CHECKSUM_MISMATCH),
-        (None, {"size_bytes": 200 * 2**20, "purpose": audio_pb2.AUDIO_PURPOSE_TRAINING}, Reason.FILE_TOO_LARGE),
+        (
+            None,
+            {"size_bytes": 200 * 2**20, "purpose": audio_pb2.AUDIO_PURPOSE_TRAINING},
+            Reason.FILE_TOO_LARGE,
+        ),
         (None, {"purpose": audio_pb2.AUDIO_PURPOSE_OUTPUT}, Reason.INVALID_ARGUMENT),
     ],
 )
@@ -124,6 +129,14 @@ async def test_a_refusal_crosses_the_wire_and_leaves_nothing(stage, speech, data
     assert stage.stored() == []
     assert stage.catalog.uploads == {}
     assert stage.catalog.audios == {}
+
+
+async def test_an_early_refusal_reaches_a_client_that_is_still_sending(stage):
+    """grpc.aio's client says INTERNAL where an answer meets a write of its own: the service reads on."""
+    for _ in range(20):
+        error = await reason_of(stage.client.upload(bytes(2_000_000), size_bytes=2**40))
+        assert error.reason is Reason.FILE_TOO_LARGE
+        assert error.metadata["max_size_mb"] == "300"
 
 
 async def test_another_teams_names_are_not_there(stage, speech):

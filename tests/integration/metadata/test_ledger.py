@@ -16,7 +16,9 @@ SHA = "ab" * 32
 
 
 def blob(sha: str = SHA) -> tasks.Blob:
-    return tasks.Blob(key=f"teams/alpha/sha256/{sha[:2]}/{sha}", sha256=sha, size_bytes=10, media_type="audio/flac")
+    return tasks.Blob(
+        key=f"teams/alpha/sha256/{sha[:2]}/{sha}", sha256=sha, size_bytes=10, media_type="audio/flac"
+    )
 
 
 def request(request_id: str = "", fingerprint: str = "f1", **changes) -> Request:
@@ -256,7 +258,11 @@ async def test_watching_resumes_at_a_cursor_without_gap_or_repeat(metadata):
     await metadata.work.succeed(fence, Succeeded())
 
     async def events(cursor: int) -> list[int]:
-        return [seen.event.seq async for seen in metadata.jobs.watch("alpha", job.id, cursor) if seen and seen.event]
+        return [
+            seen.event.seq
+            async for seen in metadata.jobs.watch("alpha", job.id, cursor)
+            if seen and seen.event
+        ]
 
     whole = await events(0)
     assert whole == [1, 2, 3, 4]

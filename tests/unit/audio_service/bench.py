@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,3 +161,13 @@ def encoded(samples: np.ndarray, rate_hz: int = 16_000, kind: str = "WAV") -> by
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another task, thread or process does."""
+    deadline = time.monotonic() + 30
+    while True:
+        if condition():
+            return
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.002)

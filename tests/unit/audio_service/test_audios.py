@@ -59,9 +59,7 @@ async def test_an_outline_has_bounds(bench, speech, points):
     assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize(
-    ("offset", "limit"), [(0, 0), (0, 1), (1, 0), (100, 1000), (0, 10**9), (5, 10**9)]
-)
+@pytest.mark.parametrize(("offset", "limit"), [(0, 0), (0, 1), (1, 0), (100, 1000), (0, 10**9), (5, 10**9)])
 async def test_a_range_is_that_range(bench, speech, offset, limit):
     audio = await bench.send(speech)
     download, data = await read(bench, audio.name, offset, limit)

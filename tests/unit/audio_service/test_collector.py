@@ -9,7 +9,7 @@ import pytest
 
 from services.audio.records import Garbage
 from services.common.errors import Reason, VoxfleetError, unavailable
-from tests.unit.audio_service.bench import cut_after, open_step, sha256, stream, upload_name
+from tests.unit.audio_service.bench import cut_after, open_step, sha256, stream, until, upload_name
 
 
 async def test_an_expired_upload_goes_with_its_parts(bench, speech):
@@ -62,8 +62,7 @@ async def test_bytes_committed_again_while_they_are_collected_stay(bench, speech
 
     async def collected_meanwhile(*args):
         collecting.append(asyncio.create_task(bench.collector.collect()))
-        while bench.catalog.blobs:  # until the key was taken
-            await asyncio.sleep(0)
+        await until(lambda: not bench.catalog.blobs)  # the key was taken
         return await commit(*args)
 
     bench.catalog.commit_audio = collected_meanwhile

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from services.audio.adapters.process_examiner import ProcessExaminer
 from services.common.errors import Reason, VoxfleetError
-from tests.unit.audio_service.bench import encoded, tone
+from tests.unit.audio_service.bench import encoded, tone, until
 
 BOUNDS = {"max_duration_s": 600.0, "max_channels": 2}
 
@@ -31,17 +31,8 @@ async def examiner():
     made.close()
 
 
-async def until(condition) -> None:
-    """Waits for what another process does."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        await asyncio.sleep(0.01)
-
-
 def is_stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "T"
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 async def test_a_child_answers_dies_hangs_and_is_replaced(examiner, wav, tmp_path):
@@ -76,7 +67,7 @@ async def test_a_child_answers_dies_hangs_and_is_replaced(examiner, wav, tmp_pat
         await examiner.examine(wav, **BOUNDS)
     assert caught.value.reason is Reason.INVALID_FORMAT
     assert "0.2 s" in caught.value.message
-    await until(lambda: not os.path.exists(f"/proc/{second}"))
+    await until(lambda: not Path(f"/proc/{second}").exists())
 
 
 async def test_a_file_that_kills_every_child_is_refused_and_the_service_lives(examiner, wav, monkeypatch):

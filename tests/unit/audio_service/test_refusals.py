@@ -10,7 +10,16 @@ import pytest
 from services.audio.app import finishing
 from services.audio.model import MIB, Purpose
 from services.common.errors import Reason, VoxfleetError
-from tests.unit.audio_service.bench import PART_BYTES, Bench, encoded, open_step, sha256, speech_file, stream, tone
+from tests.unit.audio_service.bench import (
+    PART_BYTES,
+    Bench,
+    encoded,
+    open_step,
+    sha256,
+    speech_file,
+    stream,
+    tone,
+)
 
 REASON = pytest.mark.parametrize
 
@@ -47,9 +56,21 @@ REFUSED = {
     "a playlist": (lambda: b"#EXTM3U\nfile:///etc/passwd\n" * 9, {}, Reason.INVALID_FORMAT),
     "no numbers": (not_numbers, {}, Reason.INVALID_FORMAT),
     "wrong checksum": (lambda: encoded(tone(2)), {"sha256": "0" * 64}, Reason.CHECKSUM_MISMATCH),
-    "too short to train on": (lambda: encoded(tone(9.9)), {"purpose": Purpose.TRAINING}, Reason.AUDIO_TOO_SHORT),
-    "too short a reference": (lambda: encoded(tone(2.9)), {"purpose": Purpose.REFERENCE}, Reason.AUDIO_TOO_SHORT),
-    "too long a reference": (lambda: encoded(tone(30.5)), {"purpose": Purpose.REFERENCE}, Reason.AUDIO_TOO_LONG),
+    "too short to train on": (
+        lambda: encoded(tone(9.9)),
+        {"purpose": Purpose.TRAINING},
+        Reason.AUDIO_TOO_SHORT,
+    ),
+    "too short a reference": (
+        lambda: encoded(tone(2.9)),
+        {"purpose": Purpose.REFERENCE},
+        Reason.AUDIO_TOO_SHORT,
+    ),
+    "too long a reference": (
+        lambda: encoded(tone(30.5)),
+        {"purpose": Purpose.REFERENCE},
+        Reason.AUDIO_TOO_LONG,
+    ),
     "too long to train on": (
         lambda: encoded(np.zeros(601 * 4000, np.float32), 4000),
         {"purpose": Purpose.TRAINING},

@@ -19,6 +19,7 @@ from tests.unit.audio_service.bench import (
     open_step,
     sha256,
     stream,
+    until,
     upload_name,
 )
 
@@ -96,8 +97,7 @@ async def test_a_newer_stream_takes_over_from_one_that_hangs(bench, speech):
     hanging = Hanging(open_step("cut-me"), speech[: PART_BYTES + 10])
     old = asyncio.create_task(bench.uploads.upload(hanging.messages()))
     await hanging.drained.wait()
-    while (await bench.uploads.state(NAME)).durable_offset < PART_BYTES:
-        await asyncio.sleep(0)
+    await until(lambda: bench.catalog.uploads[NAME].durable_offset >= PART_BYTES)
 
     audio = await bench.uploads.upload(stream(resume(PART_BYTES), speech[PART_BYTES:]))
     assert audio.sha256 == sha256(speech)

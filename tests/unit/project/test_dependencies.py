@@ -81,6 +81,8 @@ def test_everything_declared_is_pinned():
 
 
 def test_torch_is_pinned_without_a_local_tag():
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    pins = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
+    ]
     assert len(pins) == 1
     assert "+" not in pins[0]

@@ -277,6 +277,17 @@ def test_config_says_where_it_comes_from_and_hides_the_token(run: Run, endpoint:
     assert "secret" not in shown
 
 
+def test_people_see_the_beginning_of_long_lists(run: Run, double: Double) -> None:
+    points = [job_pb2.MetricPoint(step=step, metrics={"loss": 2.5}) for step in range(1, 1001)]
+    double.jobs[NAME] = job(SUCCEEDED, result=job_pb2.JobResult(curve=points, audios=["a", "b"]))
+    shown = run("job", "show", "j-0001").stdout
+    assert "audios: a, b\n" in shown
+    assert "- step: 20; metrics: loss=2.5\n" in shown
+    assert "step: 21;" not in shown
+    assert "… and 980 more" in shown
+    assert len(parsed(run("job", "show", "j-0001", "--json"))["result"]["curve"]) == 1000
+
+
 COMMANDS = {
     "audio": ["upload", "show", "list", "analyze", "download", "url", "delete"],
     "voice": ["create", "train", "list", "show", "update", "delete", "undelete", "checkpoints"],

@@ -21,7 +21,7 @@ import sys
 import voxfleet.client, voxfleet.cli.main
 assert 'grpc' not in sys.modules, 'the command starts without gRPC'
 voxfleet.client.Client, voxfleet.client.AsyncClient
-heavy = {'numpy', 'torch', 'services', 'opentelemetry', 'grpc_tools', 'ray'}
+heavy = {'numpy', 'torch', 'services', 'opentelemetry', 'ray'}
 print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))
 """
     paths = [str(ROOT / "sdk"), str(ROOT / "protos" / "gen")]

@@ -73,7 +73,8 @@ class Watcher:
             if message.change.seq <= self._seq:
                 return False
             self._seq = message.change.seq
-        self._state = message.job.state
+        if message.HasField("job"):
+            self._state = message.job.state
         self._cursor = max(self._cursor, message.cursor)
         return True
 

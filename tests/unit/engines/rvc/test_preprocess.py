@@ -117,7 +117,7 @@ def test_levels_are_root_mean_squares():
 
 
 def test_stereo_becomes_mono_and_bad_samples_are_refused():
-    np.testing.assert_allclose(mono(np.array([[1.0, 0.0], [0.0, 0.5]])), [0.5, 0.25])
+    np.testing.assert_allclose(mono(np.array([[1.0, 0.0, 0.2], [0.0, 0.5, 0.2]])), [0.5, 0.25, 0.2])
     for bad, reason in (
         (np.array([0.0, np.nan]), Reason.INVALID_FORMAT),
         (np.zeros((2, 2, 2)), Reason.INVALID_FORMAT),

@@ -278,7 +278,7 @@ class WorkResponse(_message.Message):
 
     @_builtins.property
     def notices(self) -> Global___Notices:
-        """What became of leases that it holds."""
+        """The answer to a heartbeat."""
 
     def __init__(
         self,
@@ -372,14 +372,14 @@ Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
 @_typing.final
 class Notices(_message.Message):
-    """What became of leases."""
+    """Answers one Heartbeats message, in order: the leases in it hold, except as said here."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NOTICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notice]:
-        """One per lease."""
+        """Those that do not simply hold."""
 
     def __init__(
         self,
