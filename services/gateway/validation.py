@@ -20,6 +20,7 @@ from voxfleet.v1 import audio_pb2, synthesis_pb2, voice_pb2
 MAX_TEXT = 5000
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
 MAX_LABELS = 64
+MAX_SEED = 2**31 - 1
 MAX_BATCH_AUDIOS = 1000
 MAX_TRAINING_AUDIOS = 100
 
@@ -183,8 +184,7 @@ def _check_speaking(p: synthesis_pb2.SynthesisParameters, field: str, checks: Ch
         checks.within(f"{field}.speed", p.speed, 0.5, 2.0)
     checks.within(f"{field}.cfg_strength", p.cfg_strength, 0.0, 5.0)
     checks.within(f"{field}.duration_s", p.duration_s, 0.0, 300.0)
-    if p.seed < 0:
-        checks.wrong(f"{field}.seed", "must not be negative")
+    checks.within(f"{field}.seed", p.seed, 0, MAX_SEED)
     if p.word_timestamps:
         checks.wrong(f"{field}.word_timestamps", "is not built in this release", Reason.FEATURE_NOT_BUILT)
 
@@ -250,6 +250,7 @@ def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
     checks.within("parameters.save_every", p.save_every, 0, 2000)
     checks.within("parameters.gpus", p.gpus, 0, 8)
     checks.within("parameters.max_steps", p.max_steps, 0, 10_000_000)
+    checks.within("parameters.seed", p.seed, 0, MAX_SEED)
     checks.one_of("parameters.preset", p.preset, TRAINING_PRESETS)
     checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
     checks.one_of("parameters.content_encoder", p.content_encoder, CONTENT_ENCODERS)
@@ -289,6 +290,7 @@ def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None
     checks.within("parameters.rms_mix_rate", p.rms_mix_rate, 0, 1)
     checks.within("parameters.protect", p.protect, 0, 0.5)
     checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
+    checks.within("parameters.seed", p.seed, 0, MAX_SEED)
     q = p.preprocessing
     if q.denoise or q.isolate_voice or q.target_lufs:
         checks.wrong(

@@ -34,12 +34,14 @@ from services.inference.app.jobs import Jobs
 from services.inference.app.pool import Pool
 from services.inference.app.synthesis import Synthesis
 from services.inference.model import PoolPlan, Role
-from services.inference.servicer import InferenceServicer
+from services.inference.servicer import InferenceServicer, VoiceServicer
 from services.inference.settings import InferenceSettings
+from voxfleet.v1 import voice_pb2_grpc
 
 log = logging.getLogger("services.inference")
 
 SERVICE = "voxfleet.v1.SynthesisService"
+VOICE_SERVICE = "voxfleet.v1.VoiceService"
 VERSION = "0.1.0"
 _NODES_EVERY_S = 5.0
 
@@ -116,9 +118,12 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     servicer = InferenceServicer(synthesis, bundles)
     server = RpcServer(
         settings,
-        [servicer_handlers(SERVICE, servicer)],
+        [
+            servicer_handlers(SERVICE, servicer),
+            servicer_handlers(VOICE_SERVICE, VoiceServicer(f5, voice_pb2_grpc.VoiceServiceStub(channel))),
+        ],
         service_authenticator(settings.service_token),
-        services=[SERVICE],
+        services=[SERVICE, VOICE_SERVICE],
     )
     await server.start()
 

@@ -59,6 +59,7 @@ class EngineFacts:
         batch: items that it speaks in one call.
         node: where it runs.
         pid: its process there.
+        characters: the single characters that its weights know (F5).
     """
 
     role: Role
@@ -69,6 +70,7 @@ class EngineFacts:
     batch: int
     node: str
     pid: int
+    characters: frozenset[str] = frozenset()
 
 
 # ---- requests

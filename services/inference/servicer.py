@@ -15,8 +15,12 @@ from services.common.names import parse_team
 from services.common.rpc.caller import current_caller, require_operator
 from services.inference.app.bundles import Bundles, BundleView, ImportFile, ImportOpen, ImportPart
 from services.inference.app.engines import ENGINES
+from services.inference.app.pool import Pool
 from services.inference.app.synthesis import Header, SpeechRequest, Summary, Synthesis
-from voxfleet.v1 import audio_pb2, synthesis_pb2
+from services.inference.app.transcripts import check_transcript
+from voxfleet.v1 import audio_pb2, synthesis_pb2, voice_pb2, voice_pb2_grpc
+
+_TIMEOUT_S = 30.0
 
 PRESETS = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
 _PCM_FORMATS = (synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED, synthesis_pb2.AUDIO_FORMAT_WAV)
@@ -79,6 +83,20 @@ class InferenceServicer:
         """Takes a bundle from the caller's disk. Operators only."""
         require_operator()
         return _bundle(await self._bundles.import_bundle(_import_parts(requests)))
+
+
+class VoiceServicer:
+    """What inference serves of ``voxfleet.v1.VoiceService``: it judges transcripts, metadata keeps voices."""
+
+    def __init__(self, f5: Pool, metadata: voice_pb2_grpc.VoiceServiceAsyncStub) -> None:
+        self._f5 = f5
+        self._metadata = metadata
+
+    async def CreateVoice(self, request: voice_pb2.CreateVoiceRequest, context: Context) -> voice_pb2.Voice:
+        """Makes a zero-shot voice; see the proto."""
+        for number, clip in enumerate(request.voice.references):
+            check_transcript(clip.text, self._f5.facts, field=f"voice.references[{number}].text")
+        return await self._metadata.CreateVoice(request, timeout=context.time_remaining() or _TIMEOUT_S)
 
 
 def speech_request(request: synthesis_pb2.SynthesizeRequest) -> SpeechRequest:

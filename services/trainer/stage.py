@@ -70,6 +70,7 @@ class Trained:
         stopped: whether it was asked to end before the schedule's end.
         curve: losses by step.
         device: ``cuda`` or ``cpu``.
+        resumed_step: where it went on from a checkpoint; 0 where it began.
     """
 
     features: Blob
@@ -77,6 +78,7 @@ class Trained:
     stopped: bool
     curve: tuple[Point, ...]
     device: str
+    resumed_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from tests.e2e.conftest import SPEECH
+from tests.polling import until
 from voxfleet.client import VoxfleetError
 from voxfleet.v1 import audio_pb2, audio_pb2_grpc, job_pb2, job_pb2_grpc, synthesis_pb2, voice_pb2
 
@@ -161,6 +162,7 @@ def test_a_cut_stream_leaves_only_what_can_be_resumed(alpha, channel, left_behin
         opened = audio_pb2.OpenUpload(parent=alpha.parent, upload_id="cut-stream", audio=spec)
         yield audio_pb2.UploadAudioRequest(open=opened)
         yield audio_pb2.UploadAudioRequest(chunk=FLAC[:1000])
+        until(lambda: exists(stub, alpha, "cut-stream"), timeout_s=20)
         raise ConnectionError
 
     with pytest.raises(grpc.RpcError):
@@ -187,6 +189,7 @@ def test_resuming_at_a_wrong_offset_names_the_right_one(alpha, channel):
     def cut():
         opened = audio_pb2.OpenUpload(parent=alpha.parent, upload_id="wrong-offset")
         yield audio_pb2.UploadAudioRequest(open=opened)
+        until(lambda: exists(stub, alpha, "wrong-offset"), timeout_s=20)
         raise ConnectionError
 
     with pytest.raises(grpc.RpcError):
@@ -229,6 +232,15 @@ def test_a_foreign_teams_names_look_as_if_they_did_not_exist(case, beta, named):
     with pytest.raises(VoxfleetError) as caught:
         call(beta.client, named)
     assert caught.value.reason == reason
+
+
+def exists(stub: audio_pb2_grpc.AudioServiceStub, team, upload_id: str) -> bool:
+    name = f"{team.parent}/uploads/{upload_id}"
+    try:
+        stub.GetUpload(audio_pb2.GetUploadRequest(name=name), metadata=team.headers, timeout=10)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def info_of(error: grpc.RpcError):

@@ -81,7 +81,7 @@ def test_conversion_keeps_the_length_and_names_its_voice(alpha, trained):
 
 
 def test_a_batch_gives_a_result_per_item_and_one_bad_item_harms_no_other(alpha, clone):
-    lines = [("a", "First line."), ("b", ""), ("c", "Third line."), ("d", "☃☃☃")]
+    lines = [("a", "First line."), ("b", ""), ("c", "Third line."), ("d", "☃ snow falls ☃")]
     job = alpha.client.synthesis.batch(lines, clone.name, format="opus", parameters=_seeded(3))
     done = alpha.client.jobs.wait(job.name, timeout_s=240)
     assert (done.batch_counts.total, done.batch_counts.succeeded, done.batch_counts.failed) == (4, 2, 2)

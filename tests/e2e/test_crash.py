@@ -57,7 +57,7 @@ def test_a_killed_trainer_loses_nothing_and_its_stale_attempt_commits_nothing(st
     assert alpha.client.voices.get(voice_id).state == voice_pb2.VOICE_STATE_READY
     # It went on where it was: the second attempt's first step is after the checkpoint's.
     resumed_at = done.result.metrics["resumed_step"]
-    assert resumed_at >= min(checkpoint.step for checkpoint in saved) > 0
+    assert resumed_at >= saved[0].step > 0
     assert done.result.metrics["steps"] == 40
 
 

@@ -64,8 +64,8 @@ def voxfleet(stack, *words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_finds_the_stack_and_speaks_json(stack, clone, tmp_path):
     shown = voxfleet(stack, "audio", "upload", str(SPEECH / "clip_es.flac"), "--json")
     assert shown.returncode == 0, shown.stderr
-    audio = json.loads(shown.stdout)
-    name = audio["name"] if isinstance(audio, dict) else audio[0]["name"]
+    (audio,) = json.loads(shown.stdout)["audios"]
+    name = audio["name"]
     assert json.loads(voxfleet(stack, "audio", "show", name, "--json").stdout)["name"] == name
 
     said = voxfleet(stack, "say", "Hello there.", "--voice", "clone", "-o", str(tmp_path / "hello.wav"))

@@ -33,6 +33,8 @@ from services.common.jobs.ports import LedgerPort, WorkStream
 
 log = logging.getLogger(__name__)
 
+_NEWS_S = 0.01
+
 
 @dataclass(eq=False)
 class Attempt:
@@ -40,7 +42,8 @@ class Attempt:
 
     lease: Lease
     _ledger: LedgerPort
-    _progress: Progress | None = None
+    _wake: Callable[[], None] = field(default=lambda: None)
+    _progress: deque[Progress] = field(default_factory=deque)
     _confirmed: float = field(default_factory=time.monotonic)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_kind: StopKind | None = None
@@ -62,8 +65,13 @@ class Attempt:
             raise AttemptStopped
 
     def report(self, progress: Progress) -> None:
-        """Keeps the newest snapshot; it travels with the next heartbeat."""
-        self._progress = progress
+        """Keeps the newest snapshot of each phase; they travel with the next heartbeats, in order."""
+        if self._progress and self._progress[-1].phase == progress.phase:
+            self._progress[-1] = progress
+        else:
+            self._progress.append(progress)
+            # A new phase is news: it does not wait for the next heartbeat's time.
+            self._wake()
 
     async def record_checkpoint(self, checkpoint: Checkpoint) -> list[str]:
         """Makes a checkpoint's row; returns keys whose bytes may go. Errors: LEASE_LOST."""
@@ -76,9 +84,13 @@ class Attempt:
         self._stop.set()
 
     def take_progress(self) -> Progress | None:
-        """The newest snapshot, once."""
-        progress, self._progress = self._progress, None
-        return progress
+        """The oldest snapshot that was not yet sent, once."""
+        return self._progress.popleft() if self._progress else None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are snapshots that were not yet sent."""
+        return bool(self._progress)
 
     def confirm(self, sent: float) -> None:
         """Notes that the ledger took a heartbeat that was sent at ``sent`` (monotonic seconds)."""
@@ -223,7 +235,7 @@ class Worker:
     def _begin(self, lease: Lease) -> None:
         if lease.fence in self._running:
             return
-        attempt = Attempt(lease, self._ledger)
+        attempt = Attempt(lease, self._ledger, self._changed.set)
         self._running[lease.fence] = attempt
         task = asyncio.create_task(self._work(attempt))
         self._tasks.add(task)
@@ -235,13 +247,26 @@ class Worker:
         kind = lease.task.kind
         try:
             with telemetry.span(f"job {kind}", traceparent=lease.traceparent, job=lease.job):
-                await self._end(attempt, await self._outcome(attempt))
+                outcome = await self._outcome(attempt)
+                await self._tell_news(attempt)
+                await self._end(attempt, outcome)
         except VoxfleetError as error:
             level = logging.INFO if error.reason is Reason.LEASE_LOST else logging.ERROR
             log.log(level, "%s could not be ended: %s", lease.job, error.message)
         finally:
             self._running.pop(lease.fence, None)
             self._changed.set()
+
+    async def _tell_news(self, attempt: Attempt) -> None:
+        """Lets the last phases be told before the end, as long as the channel takes them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._heartbeat_s):
+                while attempt.has_news or any(
+                    attempt.lease.fence in fences for _, fences in self._unconfirmed
+                ):
+                    if attempt.has_news:
+                        self._changed.set()
+                    await asyncio.sleep(_NEWS_S)
 
     async def _outcome(self, attempt: Attempt) -> Outcome | VoxfleetError:
         """What became of the handler: an outcome, or the error to record."""

@@ -18,6 +18,7 @@ from services.engines.f5.model import LoadedF5, load
 from services.engines.f5.planning import CROSSFADE_S, RATE_HZ, Plan, Reference, Segment, SynthesisItem
 from services.engines.f5.reference import ReferenceClip
 from services.engines.f5.sampler import Cancelled, Flow, sample
+from services.engines.f5.text import Vocabulary
 
 STREAM_CHUNK_S = 6.0
 _FADE_OUT_S = 0.005
@@ -101,6 +102,11 @@ class F5Model:
     def manifest(self) -> Manifest:
         """Whose weights these are: their name, licence and languages."""
         return self._loaded.manifest
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that these weights know."""
+        return self._loaded.vocabulary
 
     def reference(self, clip: ReferenceClip) -> Reference:
         """The clip as the network takes it; keep it, and a clip's mel is computed once."""

@@ -6,12 +6,12 @@ GPU for nobody. Control calls (health, stop) have threads of their own, beside w
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import ray
@@ -22,6 +22,7 @@ from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, VoxfleetError
 from services.common.jobs.model import NodeFacts
 from services.common.names import new_id
+from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
 from services.common.rayrt.nodes import node_facts
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
@@ -31,6 +32,7 @@ from services.inference.model import Role
 log = logging.getLogger(__name__)
 
 _THREADS = 64
+_NODES_S = 10.0
 """Of one actor, for calls; how many really run at once is the pool's business."""
 
 
@@ -154,7 +156,7 @@ class RayExecutor:
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """See :class:`services.inference.ports.Executor`."""
         try:
-            return await asyncio.to_thread(node_facts)
+            return await in_thread(node_facts, _NODES_S)
         except Exception as error:
             raise from_ray(error) from error
 
@@ -183,6 +185,10 @@ class RayEngine:
 
     def end(self) -> None:
         """See :class:`services.inference.ports.Engine`."""
+        # In a thread of its own: without a head the call waits for one for a minute.
+        Thread(target=self._kill, name="ray-kill", daemon=True).start()
+
+    def _kill(self) -> None:
         with suppress(ray.exceptions.RayError, ValueError):
             ray.kill(self._handle, no_restart=True)
 

@@ -92,6 +92,7 @@ class SpeechBody:
             batch=limits.batch or (8 if on_gpu else 1),
             node=socket.gethostname(),
             pid=os.getpid(),
+            characters=frozenset(token for token in self._model.vocabulary.indices if len(token) == 1),
         )
         self._warm_up()
 

@@ -167,14 +167,15 @@ VALUES (%(job_id)s, %(step)s, %(attempt)s, %(team)s, %(epoch)s, %(key)s, %(sha25
 ON CONFLICT (job_id, step, attempt) DO NOTHING;
 
 -- name: drop_old_checkpoints
+-- The newest attempt's come first: where it had to start anew, its low steps are the good ones.
 DELETE FROM job_checkpoints WHERE job_id = %(job_id)s AND (step, attempt) NOT IN (
   SELECT step, attempt FROM job_checkpoints WHERE job_id = %(job_id)s
-  ORDER BY step DESC, attempt DESC LIMIT %(keep)s)
+  ORDER BY attempt DESC, step DESC LIMIT %(keep)s)
 RETURNING key;
 
 -- name: checkpoints
 SELECT job_id, step, attempt, epoch, key, sha256, size_bytes, created_at FROM job_checkpoints
-WHERE job_id = ANY(%(jobs)s) ORDER BY job_id, step DESC, attempt DESC;
+WHERE job_id = ANY(%(jobs)s) ORDER BY job_id, attempt DESC, step DESC;
 
 -- name: upsert_worker
 INSERT INTO workers (worker, queue, node, version, free, nodes, default_bundle, last_seen)

@@ -172,6 +172,8 @@ class Training:
         newest = self._checkpoints[0]
         curve = trained.curve if trained else records.load_curve(await self._find(records.curve_name(newest)))
         figures = {"steps": float(newest.step), "epochs": float(newest.epoch)}
+        if trained and trained.resumed_step:
+            figures["resumed_step"] = float(trained.resumed_step)
         for name in _LOSSES:
             start, end = model.curve_ends(curve, name)
             figures |= {f"{name}_start": round(start, 4), f"{name}_end": round(end, 4)}
@@ -204,15 +206,20 @@ class Training:
             )
             try:
                 await self._placed(running)
-                self._seen_s = time.monotonic()
+                self._seen_s = began_s = time.monotonic()
+                log.info("%s: stage %s has its place", self._job, spec.stage.value)
                 follower = Follower(
                     self._attempt, running, self._limits, observe=self._observe, record=self._record
                 )
-                if not trains:
-                    return await follower.result()
-                self.gpus_held = self._gpus
-                with self._watch.training(self._job):
-                    return await follower.result()
+                if trains:
+                    self.gpus_held = self._gpus
+                    with self._watch.training(self._job):
+                        result = await follower.result()
+                else:
+                    result = await follower.result()
+                took_s = time.monotonic() - began_s
+                log.info("%s: stage %s is done after %.1f s", self._job, spec.stage.value, took_s)
+                return result
             finally:
                 # Shielded: what holds a GPU is ended even where this task is being cancelled.
                 await asyncio.shield(running.end())

@@ -63,6 +63,7 @@ def train(context: StageContext) -> Trained:
         progress_s=_GPU_PROGRESS_S if device == "cuda" else 0.0,
     )
     state, curve = resume(context, config, params, device)
+    resumed_step = state.step
     telling.tell(Phase.TRAIN, state.step, schedule.total_steps)
 
     def at_end() -> bool:
@@ -91,7 +92,7 @@ def train(context: StageContext) -> Trained:
         stopped = result.stopped and not at_end()
         if not stopped:
             saver.save(state, must=True)
-        return Trained(stored, saver.last, stopped, curve.points(), device)
+        return Trained(stored, saver.last, stopped, curve.points(), device, resumed_step)
 
 
 def resume(

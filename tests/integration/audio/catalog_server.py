@@ -7,6 +7,7 @@ from services.audio.model import Assessment, Grade, Measures
 from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
 from services.common.names import parse_team
 from services.common.rpc.caller import current_caller
+from services.common.telemetry import current_trace_id
 from tests.unit.audio_service.memory_catalog import MemoryCatalog
 from voxfleet.internal.v1 import catalog_pb2
 from voxfleet.v1 import audio_pb2
@@ -18,6 +19,7 @@ class CatalogServer:
     def __init__(self, catalog: MemoryCatalog) -> None:
         self.catalog = catalog
         self.callers: set[tuple[str, str]] = set()
+        self.trace_ids: set[str] = set()
 
     async def OpenUpload(self, request, context):
         team = parse_team(request.parent)
@@ -56,6 +58,7 @@ class CatalogServer:
 
     def _record(self, method, record):
         self.callers.add((method, current_caller().team))
+        self.trace_ids.add(current_trace_id())
         return catalog_pb2.UploadRecord(
             name=record.name,
             durable_offset=record.durable_offset,

@@ -155,6 +155,12 @@ async def test_another_teams_names_are_not_there(stage, speech):
     await stranger.channel.close()
 
 
+async def test_a_trace_goes_from_the_client_to_the_catalogue(stage, speech):
+    stage.client.headers += (("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"),)
+    await stage.client.upload(speech)
+    assert stage.catalog_server.trace_ids == {"ab" * 16}
+
+
 async def test_without_the_service_token_nobody_is_let_in(stage, speech):
     outsider = Client(stage.address, token="not-the-service-token")
     error = await reason_of(outsider.upload(speech))

@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - gRPC gives methods their names
 """The internal services of metadata in memory: what inference asks of them, and what it said."""
 
 from __future__ import annotations

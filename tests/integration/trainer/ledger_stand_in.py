@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - gRPC gives methods their names
 """Metadata's side of the work channel in memory: hands out trainings, keeps what was said of them."""
 
 from __future__ import annotations

@@ -156,7 +156,6 @@ def test_a_lost_head_fails_the_attempt_as_of_its_node_and_ends_the_process(site)
     ended = site.end_of("headless")
     assert ended.failed.failure_class == "node"
     until(lambda: site.process.poll() is not None, 60.0)
-    print(site.log.read_text()[-9000:])
     assert site.process.returncode == os.EX_TEMPFAIL
     _, alive = psutil.wait_procs(tree, timeout=20)
     assert [process.cmdline() for process in alive] == []

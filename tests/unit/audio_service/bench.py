@@ -20,7 +20,7 @@ from services.audio.app.collector import Collector
 from services.audio.app.finishing import Finisher
 from services.audio.app.keys import KeyGuard
 from services.audio.app.uploads import Uploads
-from services.audio.model import Purpose
+from services.audio.model import Limits, Purpose
 from services.audio.records import AudioSpec, OpenStep, ResumeStep, Step
 from services.audio.settings import AudioSettings
 from services.common.artifacts.memory_store import MemoryArtifactStore
@@ -60,11 +60,12 @@ class Bench:
     examiner: object = field(default_factory=InlineExaminer)
     max_streams: int = 8
     end_grace_s: float = 0.0
+    limits: Limits = AudioSettings(service_token="x" * 16).limits
 
     def __post_init__(self) -> None:
         self.keys = KeyGuard()
         self.objects = ThreadedObjects(self.store, threads=4)
-        limits = AudioSettings(service_token="x" * 16).limits
+        limits = self.limits
         self.finisher = Finisher(
             self.catalog,
             self.objects,

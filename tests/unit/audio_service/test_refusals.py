@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import numpy as np
 import pytest
 
 from services.audio.app import finishing
-from services.audio.model import MIB, Purpose
+from services.audio.model import MIB, Limits, Purpose, PurposeLimits
 from services.common.errors import Reason, VoxfleetError
 from tests.unit.audio_service.bench import (
     PART_BYTES,
@@ -20,8 +21,6 @@ from tests.unit.audio_service.bench import (
     stream,
     tone,
 )
-
-REASON = pytest.mark.parametrize
 
 
 def claims_a_gigabyte() -> bytes:
@@ -135,6 +134,27 @@ async def test_too_large_without_a_word_is_refused_while_it_streams(bench):
     assert caught.value.reason is Reason.FILE_TOO_LARGE
     assert caught.value.metadata["max_size_mb"] == "100"
     assert sent == 102 * MIB
+    bench.assert_nothing_left()
+
+
+async def test_a_part_on_its_way_at_the_refusal_does_not_outlive_it(tmp_path):
+    small = PurposeLimits(max_size_bytes=2 * PART_BYTES, max_duration_s=60.0)
+    bench = Bench(tmp_path, limits=Limits(conversion=small))
+    put, delete = bench.store.put_bytes, bench.store.delete_prefix
+    cleaned = threading.Event()
+
+    def slow(key, data, **rest):
+        cleaned.wait(0.2)  # long enough for a cleaning that does not wait for it
+        return put(key, data, **rest)
+
+    def clean(prefix):
+        delete(prefix)
+        cleaned.set()
+
+    bench.store.put_bytes, bench.store.delete_prefix = slow, clean
+    with pytest.raises(VoxfleetError) as caught:
+        await bench.send(bytes(3 * PART_BYTES))
+    assert caught.value.reason is Reason.FILE_TOO_LARGE
     bench.assert_nothing_left()
 
 

@@ -239,3 +239,18 @@ async def test_a_lost_lease_at_the_end_is_no_failure(ledger):
     await ledger.until(lambda: not ledger.end_errors and worker.running == 0)
     assert ledger.ended == []
     await stop(task)
+
+
+async def test_every_phase_is_told_in_order_however_short(ledger):
+    async def handler(attempt):
+        for phase in ("fetch", "work", "publish"):
+            for step in range(3):
+                attempt.report(Progress(phase, step, 3))
+        return Succeeded()
+
+    _, task = await running(ledger, handler)
+    await ledger.out.put(lease())
+    await ledger.until(lambda: ledger.ended)
+    told = [(progress.phase, progress.step) for _, progress in ledger.beats if progress]
+    assert told == [("fetch", 2), ("work", 2), ("publish", 2)]
+    await stop(task)

@@ -1,7 +1,5 @@
 """A double of the gateway for tests of the client: real gRPC, scripted behaviour."""
 
-# ruff: noqa: N802 - methods bear the names of the RPCs
-
 from __future__ import annotations
 
 import collections

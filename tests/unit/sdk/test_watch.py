@@ -107,7 +107,7 @@ async def test_a_gateway_that_stops_and_comes_back_does_not_end_a_watch() -> Non
         def __init__(self, messages: list[job_pb2.WatchJobResponse], *, hang: bool) -> None:
             self.messages, self.hang = messages, hang
 
-        async def WatchJob(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the RPC
+        async def WatchJob(self, request: Any, context: Any) -> Any:
             for message in self.messages:
                 if message.cursor > request.cursor:
                     yield message

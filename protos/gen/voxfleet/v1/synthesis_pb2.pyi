@@ -117,7 +117,7 @@ class SynthesisParameters(_message.Message):
     speed: _builtins.float
     """0.5 to 2; 1 by default."""
     seed: _builtins.int
-    """The same seed gives the same audio; chosen and returned where 0."""
+    """The same seed gives the same audio, up to 2^31 - 1; chosen and returned where 0."""
     cfg_strength: _builtins.float
     """Strength of classifier-free guidance, 0 to 5; 2 by default."""
     duration_s: _builtins.float
@@ -558,7 +558,7 @@ class ConversionParameters(_message.Message):
     f0_method: _builtins.str
     """The voice's own by default."""
     seed: _builtins.int
-    """The same seed gives the same audio."""
+    """The same seed gives the same audio, up to 2^31 - 1."""
     @_builtins.property
     def preprocessing(self) -> _audio_pb2.Preprocessing:
         """What to do to the recording first."""
