@@ -18,6 +18,7 @@ from rich.table import Table
 from demo import report
 from demo.record import Record, Step
 from demo.steps import STEPS, Demo, explain
+from services.common.errors import VoxfleetError
 from services.stack.config import StackConfig
 from services.stack.stack import running_stack
 from voxfleet.client import Client
@@ -39,7 +40,17 @@ def main() -> int:
     config = StackConfig.from_environ(
         os.environ, home=out / "stack", virtual_gpus=arguments.virtual_gpus, team="demo"
     )
-    with running_stack(config, lambda line: console.print(f"[dim]stack: {line}[/]")) as stack:
+    try:
+        _on_a_stack(config, out, record, console)
+    except VoxfleetError as error:
+        console.print(f"the stack does not start: {error.message}", style="red", markup=False)
+        return 1
+    _finish(record, out, console)
+    return 0 if record.ok else 1
+
+
+def _on_a_stack(config: StackConfig, out: Path, record: Record, console: Console) -> None:
+    with running_stack(config, lambda line: console.print(f"[dim]stack: {line}[/]", soft_wrap=True)) as stack:
         with Client(endpoint=stack.endpoint, token=stack.token, team=stack.team) as client:
             demo = Demo(
                 client=client,
@@ -55,8 +66,6 @@ def main() -> int:
             )
             _run(demo, console)
         console.print("[dim]stack: stopping[/]")
-    _finish(record, out, console)
-    return 0 if record.ok else 1
 
 
 def _arguments() -> argparse.Namespace:
