@@ -74,18 +74,19 @@ def upload(demo: Demo, step: Step) -> None:
     )
     with grpc.insecure_channel(demo.endpoint) as channel:
         stub = audio_pb2_grpc.AudioServiceStub(channel)
+        name = f"{parent}/uploads/{upload_id}"
 
         def cut() -> Iterator[audio_pb2.UploadAudioRequest]:
             opened = audio_pb2.OpenUpload(parent=parent, upload_id=upload_id, audio=spec)
             yield audio_pb2.UploadAudioRequest(open=opened)
             yield from _chunks(data[:half])
+            _wait_known(stub, name, headers)
             raise ConnectionError("the demo cuts its own stream here")
 
         try:
             stub.UploadAudio(cut(), metadata=headers, timeout=60)
         except grpc.RpcError:
             demo.say("stream cut on purpose")
-        name = f"{parent}/uploads/{upload_id}"
         offset = _durable_offset(stub, name, headers)
         demo.say(f"resuming at byte {offset} of {len(data)}")
 
@@ -255,6 +256,19 @@ def explain(error: Exception) -> str:
 def _chunks(data: bytes) -> Iterator[audio_pb2.UploadAudioRequest]:
     for start in range(0, len(data), CHUNK_BYTES):
         yield audio_pb2.UploadAudioRequest(chunk=data[start : start + CHUNK_BYTES])
+
+
+def _wait_known(
+    stub: audio_pb2_grpc.AudioServiceStub, name: str, headers: tuple[tuple[str, str], ...]
+) -> None:
+    """Waits until the server knows the upload: a stream cut before that leaves nothing to resume."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            stub.GetUpload(audio_pb2.GetUploadRequest(name=name), metadata=headers, timeout=10)
+            return
+        except grpc.RpcError:
+            time.sleep(0.1)
 
 
 def _durable_offset(
