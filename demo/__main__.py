@@ -26,12 +26,15 @@ from voxfleet.v1 import job_pb2
 
 ROOT = Path(__file__).parents[1]
 LINE_S = 2.0
+PIPE_WIDTH = 160
 
 
 def main() -> int:
     """Runs the demo; 0 where every step went well."""
     arguments = _arguments()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
     out: Path = arguments.out.resolve()
     for stale in (out / "audio", out / "stack"):
         shutil.rmtree(stale, ignore_errors=True)

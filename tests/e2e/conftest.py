@@ -12,6 +12,8 @@ import pytest
 
 from services.stack.config import StackConfig
 from services.stack.stack import Stack, running_stack
+from tests.plugins import collector as collectors
+from tests.plugins.collector import Collector
 from voxfleet.client import Client
 from voxfleet.v1 import audio_pb2, voice_pb2
 
@@ -44,14 +46,22 @@ class Team:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def collector() -> Iterator[Collector]:
+    """Where the stack sends its traces."""
+    found, server = collectors.start()
+    yield found
+    server.stop(0)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Stack]:
     config = StackConfig.from_environ(
         os.environ,
         home=tmp_path_factory.mktemp("stack"),
         virtual_gpus=2,
         team="alpha",
         durable=False,
-        extra_env=TEST_SETTINGS,
+        extra_env=TEST_SETTINGS | {"VOXFLEET_OTLP_ENDPOINT": collector.endpoint},
     )
     with running_stack(config) as found:
         yield found

@@ -43,11 +43,11 @@ class SourceAudio(_Task):
 
 
 class TrainingParameters(_Task):
-    """How to train; an ``epochs``, ``preset`` or encoder of zero or empty is the worker's default."""
+    """How to train; zero or empty is the worker's default, which depends on the preset."""
 
     epochs: int = 0
-    batch_size: int = 8
-    learning_rate: float = 1e-4
+    batch_size: int = 0
+    learning_rate: float = 0.0
     save_every: int = 0
     preset: str = ""
     f0_method: str = "fcpe"

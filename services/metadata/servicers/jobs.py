@@ -135,8 +135,8 @@ class SubmitServicer:
         p = request.parameters
         parameters = tasks.TrainingParameters(
             epochs=p.epochs,
-            batch_size=p.batch_size or 8,
-            learning_rate=p.learning_rate or 1e-4,
+            batch_size=p.batch_size,
+            learning_rate=p.learning_rate,
             save_every=p.save_every,
             preset=p.preset,
             f0_method=p.f0_method or "fcpe",

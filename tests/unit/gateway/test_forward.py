@@ -11,7 +11,17 @@ from services.common.rpc.handlers import servicer_handlers
 from services.common.rpc.interceptors import Boundary, service_authenticator
 from services.gateway.forward import Forwarder
 from services.gateway.routes import ROUTES, SERVICES, Backend
-from voxfleet.v1 import audio_pb2, audio_pb2_grpc, dubbing_pb2, fleet_pb2, job_pb2, lexicon_pb2, trust_pb2
+from voxfleet.v1 import (
+    audio_pb2,
+    audio_pb2_grpc,
+    dubbing_pb2,
+    fleet_pb2,
+    job_pb2,
+    lexicon_pb2,
+    synthesis_pb2,
+    synthesis_pb2_grpc,
+    trust_pb2,
+)
 
 TOKEN = "t" * 20
 IMPORTED = (dubbing_pb2, fleet_pb2, lexicon_pb2, trust_pb2)
@@ -130,3 +140,34 @@ async def test_every_declared_method_is_routed_or_says_that_it_is_not_built(gate
             not_built += 1
     assert not_built > 20
     assert job_pb2.DESCRIPTOR
+
+
+@pytest.mark.parametrize("first", ["foreign", "nothing"])
+async def test_a_client_that_is_refused_while_it_sends_hears_why(gateway, first):
+    channel, _ = gateway
+
+    async def upload():
+        if first == "foreign":
+            yield audio_pb2.UploadAudioRequest(open=audio_pb2.OpenUpload(parent="teams/beta"))
+        for _ in range(100):
+            yield audio_pb2.UploadAudioRequest(chunk=b"x" * 500_000)
+
+    reason = Reason.TEAM_NOT_FOUND if first == "foreign" else Reason.INVALID_ARGUMENT
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await audio_pb2_grpc.AudioServiceStub(channel).UploadAudio(upload())
+        assert status.from_rpc_error(caught.value).reason is reason
+
+
+async def test_an_error_of_a_hundred_thousand_words_still_says_what_is_wrong(gateway):
+    channel, _ = gateway
+    parameters = synthesis_pb2.SynthesisParameters(speed=9, preset="ü" * 40)
+    request = synthesis_pb2.BatchSynthesizeRequest(
+        parent="teams/alpha",
+        items=[synthesis_pb2.BatchItem(text="x", parameters=parameters) for _ in range(5000)],
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await synthesis_pb2_grpc.SynthesisServiceStub(channel).BatchSynthesize(request)
+    error = status.from_rpc_error(caught.value)
+    assert error.reason is Reason.INVALID_ARGUMENT
+    assert error.violations[0].field == "items[0].parameters.preset"

@@ -37,7 +37,8 @@ def test_virtual_gpus_train_the_tiny_preset_and_bounded():
     recipe = settled(virtual=True)
     assert (recipe.preset, recipe.max_steps, recipe.bounded) == (model.TINY_PRESET, model.TINY_STEPS, True)
     assert recipe.checkpoint_s == 15.0
-    assert model.schedule(recipe, 23) == Schedule(34, model.TINY_STEPS, 3)
+    assert (recipe.batch_size, recipe.learning_rate) == (model.TINY_BATCH, model.TINY_LEARNING_RATE)
+    assert model.schedule(recipe, 23) == Schedule(27, model.TINY_STEPS, 6)
     assert model.schedule(recipe, 23).total_steps == model.TINY_STEPS
 
 
