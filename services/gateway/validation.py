@@ -15,12 +15,16 @@ from google.protobuf import message
 from services.common import names
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
 from services.common.rpc.caller import Caller
-from voxfleet.v1 import audio_pb2, synthesis_pb2, voice_pb2
+from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 MAX_TEXT = 5000
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
 MAX_LABELS = 64
+MAX_DISPLAY_NAME = 255
+MAX_QUERY = 1900
+MAX_WORD = 64
 MAX_SEED = 2**31 - 1
+MAX_PRIORITY = 100
 MAX_BATCH_AUDIOS = 1000
 MAX_TRAINING_AUDIOS = 100
 
@@ -153,6 +157,16 @@ def _check_common(request: Any, checks: Checks) -> None:
         checks.wrong("request_id", "has at most 64 printable characters")
     if "labels" in fields:
         _check_labels(request.labels, "labels", checks)
+    if "display_name" in fields:
+        _check_display_name(request.display_name, "display_name", checks)
+    for field in ("filter", "query"):
+        if field in fields and len(getattr(request, field)) > MAX_QUERY:
+            checks.wrong(field, f"has at most {MAX_QUERY} characters")
+
+
+def _check_display_name(name: str, field: str, checks: Checks) -> None:
+    if len(name) > MAX_DISPLAY_NAME:
+        checks.wrong(field, f"has at most {MAX_DISPLAY_NAME} characters")
 
 
 def _check_labels(labels: Any, field: str, checks: Checks) -> None:
@@ -185,6 +199,9 @@ def _check_speaking(p: synthesis_pb2.SynthesisParameters, field: str, checks: Ch
     checks.within(f"{field}.cfg_strength", p.cfg_strength, 0.0, 5.0)
     checks.within(f"{field}.duration_s", p.duration_s, 0.0, 300.0)
     checks.within(f"{field}.seed", p.seed, 0, MAX_SEED)
+    for name, text in (("style", p.style), ("language", p.language)):
+        if len(text) > MAX_WORD:
+            checks.wrong(f"{field}.{name}", f"has at most {MAX_WORD} characters")
     if p.word_timestamps:
         checks.wrong(f"{field}.word_timestamps", "is not built in this release", Reason.FEATURE_NOT_BUILT)
 
@@ -205,8 +222,7 @@ def _audio_spec(spec: audio_pb2.AudioSpec, checks: Checks) -> None:
         checks.wrong("open.audio.sha256", "is 64 lower-case hexadecimal digits")
     if spec.purpose == audio_pb2.AUDIO_PURPOSE_OUTPUT:
         checks.wrong("open.audio.purpose", "OUTPUT is for what Voxfleet made")
-    if len(spec.display_name) > 255:
-        checks.wrong("open.audio.display_name", "has at most 255 characters")
+    _check_display_name(spec.display_name, "open.audio.display_name", checks)
     _check_labels(spec.labels, "open.audio.labels", checks)
 
 
@@ -234,8 +250,27 @@ def _create_voice(request: voice_pb2.CreateVoiceRequest, checks: Checks) -> None
     if not 1 <= len(request.voice.references) <= 16:
         checks.wrong("voice.references", "has 1 to 16 clips")
     _check_labels(request.voice.labels, "voice.labels", checks)
-    if len(request.voice.display_name) > 255:
-        checks.wrong("voice.display_name", "has at most 255 characters")
+    _check_display_name(request.voice.display_name, "voice.display_name", checks)
+
+
+def _update_voice(request: voice_pb2.UpdateVoiceRequest, checks: Checks) -> None:
+    _check_labels(request.voice.labels, "voice.labels", checks)
+    _check_display_name(request.voice.display_name, "voice.display_name", checks)
+
+
+def _update_job(request: job_pb2.UpdateJobRequest, checks: Checks) -> None:
+    _check_labels(request.job.labels, "job.labels", checks)
+    _check_display_name(request.job.display_name, "job.display_name", checks)
+    # Bounded, since it orders jobs across teams until the scheduler shares fairly.
+    checks.within("job.priority", request.job.priority, -MAX_PRIORITY, MAX_PRIORITY)
+
+
+def _create_team(request: trust_pb2.CreateTeamRequest, checks: Checks) -> None:
+    _check_display_name(request.team.display_name, "team.display_name", checks)
+
+
+def _create_api_key(request: trust_pb2.CreateApiKeyRequest, checks: Checks) -> None:
+    _check_display_name(request.api_key.display_name, "api_key.display_name", checks)
 
 
 def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
@@ -305,6 +340,10 @@ _SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
     "AnalyzeAudioRequest": _analyze,
     "DownloadAudioRequest": _download,
     "CreateVoiceRequest": _create_voice,
+    "UpdateVoiceRequest": _update_voice,
+    "UpdateJobRequest": _update_job,
+    "CreateTeamRequest": _create_team,
+    "CreateApiKeyRequest": _create_api_key,
     "TrainVoiceRequest": _train_voice,
     "SynthesizeRequest": _synthesize,
     "BatchSynthesizeRequest": _batch,

@@ -116,9 +116,10 @@ async def _sweep(work: Work, jobs: Jobs, every_s: float) -> None:
         try:
             await work.expire()
             await work.roll_up()
+            depths = await jobs.queues()
             for gauge in (QUEUED, RUNNING, OLDEST):
                 gauge.clear()
-            for depth in await jobs.queues():
+            for depth in depths:
                 labels = (depth.kind, depth.priority_class.name.lower())
                 QUEUED.labels(*labels).set(depth.queued)
                 RUNNING.labels(*labels).set(depth.running)

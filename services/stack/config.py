@@ -189,8 +189,6 @@ def service_env(name: str, config: StackConfig, around: Surroundings) -> dict[st
     }
     if name == "metadata":
         own["VOXFLEET_DATABASE_URL"] = around.database_url
-        # One stack, one metadata process: it may bring the schema up to date itself.
-        own["VOXFLEET_MIGRATE"] = "true"
         own["VOXFLEET_BOOTSTRAP_TOKEN"] = around.bootstrap_token
         own["VOXFLEET_BOOTSTRAP_TEAM"] = config.team
         if not config.database_url:

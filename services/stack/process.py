@@ -39,7 +39,8 @@ class ProcessSpec:
 
     ``death_signal`` is what the kernel sends it when the supervisor dies; ``stop_signal`` is what
     the supervisor sends to stop it, and SIGKILL follows ``stop_grace_s`` later. ``identity`` is
-    described in :mod:`services.stack.launch`.
+    described in :mod:`services.stack.launch`. ``first_starts`` is how often it may be started until it
+    answers for the first time: more than once for what gives up by itself on a busy machine.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ProcessSpec:
     stop_grace_s: float = 15.0
     death_signal: signal.Signals = signal.SIGKILL
     ready_deadline_s: float = 60.0
+    first_starts: int = 1
 
 
 class Component(Protocol):
@@ -214,14 +216,12 @@ class Child:
 
     def _live(self) -> None:
         self._become(State.WAITING)
-        for other in self._after:
-            while other.state is not State.READY:
-                if self._stopping.wait(POLL_S):
-                    return
-                if other.state in (State.FAILED, State.STOPPED):
-                    raise self._failed(f"waits for {other.name}, which is {other.state}")
+        if not self._await_others():
+            return
         back_off_s = FIRST_BACK_OFF_S
+        starts = 0
         while not self._stopping.is_set():
+            starts += 1
             self._become(State.STARTING)
             began = time.monotonic()
             process = self._spawn()
@@ -233,7 +233,10 @@ class Child:
             end_group(process.pid)
             if self._stopping.is_set():
                 return
-            if not self._restart or self.times_ready == 0:
+            never_ready = self.times_ready == 0
+            if never_ready and starts < self._component.spec.first_starts:
+                continue
+            if never_ready or not self._restart:
                 raise self._failed(f"ended ({ending(code)})")
             if time.monotonic() - began > HEALTHY_AFTER_S:
                 back_off_s = FIRST_BACK_OFF_S
@@ -241,6 +244,16 @@ class Child:
             self._become(State.BACKING_OFF)
             self._stopping.wait(back_off_s)
             back_off_s = min(back_off_s * 2, LONGEST_BACK_OFF_S)
+
+    def _await_others(self) -> bool:
+        """Waits for what it needs; False where it is stopped meanwhile."""
+        for other in self._after:
+            while other.state is not State.READY:
+                if self._stopping.wait(POLL_S):
+                    return False
+                if other.state in (State.FAILED, State.STOPPED):
+                    raise self._failed(f"waits for {other.name}, which is {other.state}")
+        return True
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._component.prepare()

@@ -128,6 +128,8 @@ class RayHead(Standalone):
             death_signal=signal.SIGTERM,
             stop_grace_s=15.0,
             ready_deadline_s=120.0,
+            # Ray gives its own raylet 30 s to register, which a loaded machine can exceed.
+            first_starts=3,
         )
 
     def prepare(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
@@ -15,16 +16,20 @@ from services.common.jobs.model import (
     Fence,
     HeartbeatAck,
     Lease,
+    Message,
     Outcome,
     Progress,
     Released,
     StopKind,
+    UnreadableLease,
 )
 from services.common.jobs.ports import WorkStream
 from services.common.jobs.tasks import Blob, load_task
 from services.common.rpc import status
 from voxfleet.internal.v1 import work_pb2, work_pb2_grpc
 from voxfleet.v1 import fleet_pb2, job_pb2
+
+log = logging.getLogger(__name__)
 
 _STOP_KINDS = {
     work_pb2.NOTICE_KIND_CANCEL: StopKind.CANCEL,
@@ -163,11 +168,15 @@ class _GrpcWorkStream:
                 beat.progress.CopyFrom(progress_to_proto(progress))
         await self.send(request)
 
-    async def messages(self) -> AsyncIterator[Lease | HeartbeatAck | tuple[Fence, StopKind]]:
+    async def messages(self) -> AsyncIterator[Message]:
         try:
             async for response in self._call:
                 for lease in response.leases.leases:
-                    yield _lease_from_proto(lease)
+                    try:
+                        yield _lease_from_proto(lease)
+                    except ValueError:
+                        log.exception("%s: its task cannot be read", lease.job)
+                        yield UnreadableLease(fence_from_proto(lease.fence), lease.job)
                 if response.HasField("notices"):
                     yield HeartbeatAck()
                 for notice in response.notices.notices:

@@ -73,6 +73,18 @@ class HeartbeatAck:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableLease:
+    """A lease whose task this release cannot read: one of a newer one, most likely."""
+
+    fence: Fence
+    job: str
+
+
+Message = Lease | UnreadableLease | HeartbeatAck | tuple[Fence, StopKind]
+"""What comes down a work channel."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
     """What a worker could take now, by job kind, and the Ray nodes that it sees."""
 

@@ -6,16 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from services.common.errors import VoxfleetError
-from services.common.jobs.model import (
-    Capacity,
-    Checkpoint,
-    Fence,
-    HeartbeatAck,
-    Lease,
-    Outcome,
-    Progress,
-    StopKind,
-)
+from services.common.jobs.model import Capacity, Checkpoint, Fence, Message, Outcome, Progress
 
 
 class WorkStream(Protocol):
@@ -27,7 +18,7 @@ class WorkStream(Protocol):
     async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> None:
         """Extends leases, with the newest progress where there is any."""
 
-    def messages(self) -> AsyncIterator[Lease | HeartbeatAck | tuple[Fence, StopKind]]:
+    def messages(self) -> AsyncIterator[Message]:
         """Leases, answers to heartbeats, notices of what became of leases; ends when the channel does."""
 
     async def close(self) -> None:

@@ -12,11 +12,11 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 from services.common import telemetry
-from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.errors import Kind, Reason, VoxfleetError, internal, unavailable
 from services.common.jobs.model import (
     AttemptStopped,
     Capacity,
@@ -28,12 +28,14 @@ from services.common.jobs.model import (
     Progress,
     Released,
     StopKind,
+    UnreadableLease,
 )
 from services.common.jobs.ports import LedgerPort, WorkStream
 
 log = logging.getLogger(__name__)
 
 _NEWS_S = 0.01
+_TELL_S = 3.0
 
 
 @dataclass(eq=False)
@@ -170,8 +172,12 @@ class Worker:
             attempt.tell_stop(StopKind.SHUTDOWN)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        for task in self._tasks:
+        late = set(self._tasks)
+        for task in late:
             task.cancel()
+        if late:
+            # Each still tells the ledger that it gave its job back.
+            await asyncio.wait(late, timeout=_TELL_S)
 
     async def _serve(self, stream: WorkStream) -> None:
         """Reads and beats until either side of the channel ends."""
@@ -194,6 +200,9 @@ class Worker:
                 case Lease():
                     self._leases_seen += 1
                     self._begin(message)
+                case UnreadableLease():
+                    self._leases_seen += 1
+                    self._spawn(self._refuse(message))
                 case HeartbeatAck():
                     self._confirm()
                 case (fence, kind):
@@ -237,10 +246,16 @@ class Worker:
             return
         attempt = Attempt(lease, self._ledger, self._changed.set)
         self._running[lease.fence] = attempt
-        task = asyncio.create_task(self._work(attempt))
+        if self._draining:
+            # It was on its way when the last offer was withdrawn: given back, not left to expire.
+            attempt.tell_stop(StopKind.SHUTDOWN)
+        self._spawn(self._work(attempt))
+        self._changed.set()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._changed.set()
 
     async def _work(self, attempt: Attempt) -> None:
         lease = attempt.lease
@@ -256,6 +271,14 @@ class Worker:
         finally:
             self._running.pop(lease.fence, None)
             self._changed.set()
+
+    async def _refuse(self, lease: UnreadableLease) -> None:
+        """Gives a job back that this release cannot read; a newer worker may."""
+        error = unavailable(
+            Reason.INTERNAL, f"{lease.job}: this worker's release cannot read its task; upgrade the workers"
+        )
+        with contextlib.suppress(VoxfleetError):
+            await self._ledger.fail(lease.fence, error)
 
     async def _tell_news(self, attempt: Attempt) -> None:
         """Lets the last phases be told before the end, as long as the channel takes them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from opentelemetry import propagate
@@ -13,12 +13,33 @@ from services.common.rpc.caller import TOKEN_HEADER, Caller, current_caller
 # A batch of 100,000 lines comes in one message; the gateway holds every other call to far less.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-# UNAVAILABLE alone is retried: the call did not reach a server that acted on it, or the server said so.
+_READS: Final = {
+    "voxfleet.internal.v1.IdentityService": ("Authenticate",),
+    "voxfleet.internal.v1.CatalogService": (
+        "FetchUpload",
+        "ResolveAudio",
+        "ResolveVoice",
+        "ListStoredBundles",
+    ),
+    "voxfleet.v1.AudioService": ("GetUpload", "GetAudio", "ListAudios", "AnalyzeAudio", "GetDownloadUrl"),
+    "voxfleet.v1.VoiceService": ("GetVoice", "ListVoices", "ListCheckpoints"),
+    "voxfleet.v1.SynthesisService": ("ListEngines", "ListBundles"),
+    "voxfleet.v1.JobService": ("GetJob", "ListJobs"),
+    "voxfleet.v1.FleetService": ("GetFleet", "ListQueues"),
+    "voxfleet.v1.TrustService": ("ListTeams", "ListApiKeys"),
+}
+"""What is retried on UNAVAILABLE: reads alone. A write that was cut off may have been done, so it is its
+caller who repeats it, under its request id. (gRPC itself repeats what never reached a server.)"""
+
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{}],
+                "name": [
+                    {"service": service, "method": method}
+                    for service, methods in _READS.items()
+                    for method in methods
+                ],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.1s",

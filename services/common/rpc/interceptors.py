@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -30,6 +31,10 @@ RPC_SECONDS = Histogram(
 
 # Health and reflection answer anyone, as load balancers and tools expect.
 OPEN_PREFIXES = ("/grpc.health.v1.", "/grpc.reflection.")
+
+# How long a client that is refused may go on sending, and what counts as its having stopped.
+READ_OUT_S = 5.0
+READ_OUT_PAUSE_S = 0.1
 
 Authenticator = Callable[[dict[str, str]], Awaitable[callers.Caller]]
 
@@ -103,8 +108,10 @@ class _Guard:
         RPCS.labels(self.method, code).inc()
         RPC_SECONDS.labels(self.method).observe(time.perf_counter() - self._began)
 
-    async def fail(self, error: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Ends the call with the error's documented form."""
+    async def fail(
+        self, error: BaseException, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Ends the call with the error's documented form; a client that still sends is heard out first."""
         if isinstance(error, grpc.aio.AioRpcError):
             error = status.from_rpc_error(error)
         if not isinstance(error, VoxfleetError):
@@ -115,8 +122,10 @@ class _Guard:
         if error.kind is Kind.INTERNAL:
             log.error("%s failed: %s", self.method, error.message)
         trace_id = telemetry.current_trace_id() or callers.current_caller().request_id
+        if isinstance(request, AsyncIterable):
+            await _read_out(request)
         context.set_trailing_metadata(status.trailers(error, trace_id=trace_id))
-        await context.abort(code, error.message)
+        await context.abort(code, status.cut(error.message))
 
 
 def _wrap(handler: grpc.RpcMethodHandler, guard: _Guard) -> grpc.RpcMethodHandler:
@@ -146,7 +155,7 @@ def _guarded_unary(behaviour: Any, guard: _Guard) -> Any:
             guard.leave("CANCELLED")
             raise
         except Exception as error:
-            await guard.fail(error, context)
+            await guard.fail(error, request, context)
             raise
         guard.leave("OK")
         return response
@@ -164,8 +173,22 @@ def _guarded_stream(behaviour: Any, guard: _Guard) -> Any:
             guard.leave("CANCELLED")
             raise
         except Exception as error:
-            await guard.fail(error, context)
+            await guard.fail(error, request, context)
             raise
         guard.leave("OK")
 
     return stream
+
+
+async def _read_out(requests: AsyncIterable[Any]) -> None:
+    """Lets a client in the midst of sending come to an end or a pause before it is answered.
+
+    grpc.aio's client reports INTERNAL in place of the answer where the answer meets a write of its own.
+    RuntimeError: someone else still reads the stream, and takes what comes.
+    """
+    source = aiter(requests)
+    with contextlib.suppress(TimeoutError, StopAsyncIteration, RuntimeError, grpc.aio.UsageError):
+        async with asyncio.timeout(READ_OUT_S):
+            while True:
+                async with asyncio.timeout(READ_OUT_PAUSE_S):
+                    await anext(source)

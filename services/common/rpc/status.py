@@ -38,9 +38,29 @@ CODE_OF_KIND: Final[dict[Kind, grpc.StatusCode]] = {
 KIND_OF_CODE: Final = {code: kind for kind, code in CODE_OF_KIND.items()}
 
 
+# Clients take 8 KiB of trailers, in which a status stands in base64 beside its message, percent-encoded:
+# an error that quotes too much of a request would reach them as RESOURCE_EXHAUSTED of the transport.
+_MAX_MESSAGE_BYTES = 600
+_MAX_PART_BYTES = 160
+_MAX_FACT_BYTES = 256
+_MAX_PARTS = 6
+
+
+def cut(text: str, max_bytes: int = _MAX_MESSAGE_BYTES) -> str:
+    """A text of at most so many bytes of UTF-8; where it was longer, its end says so."""
+    data = text.encode(errors="replace")
+    if len(data) <= max_bytes:
+        return text
+    return f"{data[: max_bytes - 3].decode(errors='ignore')}..."
+
+
 def to_status(error: VoxfleetError, *, trace_id: str = "") -> status_pb2.Status:
-    """The rich status of an error: ErrorInfo and LocalizedMessage always, the others where they apply."""
-    metadata = dict(error.metadata)
+    """The rich status of an error: ErrorInfo and LocalizedMessage always, the others where they apply.
+
+    Of an error with more facts or violations than a status can carry, the first are kept.
+    """
+    facts = list(error.metadata.items())[:_MAX_PARTS]
+    metadata = {cut(key, 40): cut(value, _MAX_FACT_BYTES) for key, value in facts}
     if trace_id:
         metadata["trace_id"] = trace_id
     details: list[any_pb2.Any] = []
@@ -50,8 +70,10 @@ def to_status(error: VoxfleetError, *, trace_id: str = "") -> status_pb2.Status:
             details,
             error_details_pb2.BadRequest(
                 field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in error.violations
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=cut(v.field, 80), description=cut(v.description, _MAX_PART_BYTES)
+                    )
+                    for v in error.violations[:_MAX_PARTS]
                 ]
             ),
         )
@@ -59,8 +81,9 @@ def to_status(error: VoxfleetError, *, trace_id: str = "") -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromTimedelta(dt.timedelta(seconds=error.retry_after_s))
         _add(details, error_details_pb2.RetryInfo(retry_delay=delay))
-    _add(details, error_details_pb2.LocalizedMessage(locale="en", message=error.user_message))
-    return status_pb2.Status(code=CODE_OF_KIND[error.kind].value[0], message=error.message, details=details)
+    _add(details, error_details_pb2.LocalizedMessage(locale="en", message=cut(error.user_message)))
+    code = CODE_OF_KIND[error.kind].value[0]
+    return status_pb2.Status(code=code, message=cut(error.message), details=details)
 
 
 def trailers(error: VoxfleetError, *, trace_id: str = "") -> tuple[tuple[str, bytes], ...]:

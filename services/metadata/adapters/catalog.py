@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import Blob
 from services.metadata.adapters import tables as t
+from services.metadata.adapters.storable import storable
 from services.metadata.model import (
     ApiKey,
     Audio,
@@ -68,6 +69,16 @@ class CatalogQueries:
         assert row is not None
         return _key(row)
 
+    async def keep_key(
+        self, team: str, key: str, token_sha256: str, display_name: str, *, operator: bool
+    ) -> bool:
+        """Makes a key unless one of the same token was ever made, be it revoked."""
+        return await self._inserted(
+            insert(t.api_keys).values(
+                team=team, id=key, token_sha256=token_sha256, display_name=display_name, operator=operator
+            )
+        )
+
     async def list_keys(self, team: str, page: Page) -> list[ApiKey]:
         """A team's keys by id."""
         query = (
@@ -78,11 +89,12 @@ class CatalogQueries:
         )
         return [_key(row) for row in await self._all(query)]
 
-    async def revoke_key(self, team: str, key: str) -> bool:
-        """Revokes a key; False where there is none."""
+    async def revoke_key(self, team: str, key: str, *, operators: bool) -> bool:
+        """Revokes a key; False where there is none, or it is an operator's and those are not meant."""
         return await self._changed(
             sa.update(t.api_keys)
             .where(t.api_keys.c.team == team, t.api_keys.c.id == key)
+            .where(sa.or_(sa.literal(operators), t.api_keys.c.operator.is_(False)))
             .values(revoked_at=sa.func.coalesce(t.api_keys.c.revoked_at, sa.func.now()))
         )
 
@@ -280,8 +292,9 @@ class CatalogQueries:
 
     async def update_voice(self, team: str, voice: str, changes: Mapping[str, Any]) -> None:
         """Changes columns of a voice."""
+        values = {key: storable(value) if key == "metrics" else value for key, value in changes.items()}
         await self._connection.execute(
-            sa.update(t.voices).where(t.voices.c.team == team, t.voices.c.id == voice).values(**changes)
+            sa.update(t.voices).where(t.voices.c.team == team, t.voices.c.id == voice).values(**values)
         )
 
     async def list_bundles(self) -> list[StoredBundle]:
@@ -388,7 +401,13 @@ def _paged(
     position = sa.tuple_(table.c.created_at, table.c.id)
     if page.after:
         stamp, _, last = page.after.partition("|")
-        mark = sa.tuple_(sa.literal(dt.datetime.fromisoformat(stamp)), sa.literal(last))
+        try:
+            moment = dt.datetime.fromisoformat(stamp)
+        except ValueError:
+            raise invalid(
+                Reason.INVALID_PAGE_TOKEN, "page_token is not one of ours", field="page_token"
+            ) from None
+        mark = sa.tuple_(sa.literal(moment), sa.literal(last))
         query = query.where(position > mark if page.ascending else position < mark)
     if page.ascending:
         return query.order_by(table.c.created_at, table.c.id).limit(page.size)

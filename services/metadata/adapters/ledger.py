@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from services.common.errors import Reason, invalid
 from services.common.jobs.model import Checkpoint, Fence, Progress
 from services.common.jobs.tasks import Blob
+from services.metadata.adapters.storable import storable
 from services.metadata.model import (
     FINAL_STATES,
     AttemptRecord,
@@ -282,7 +283,7 @@ class LedgerQueries:
             state=row["state"],
             phase=row["phase"],
             attempt=row["attempt"],
-            message=message,
+            message=storable(message),
         )
         return _job(row)
 
@@ -303,7 +304,7 @@ class LedgerQueries:
 
 
 def _json(value: Mapping[str, Any] | None) -> Jsonb | None:
-    return None if value is None else Jsonb(dict(value))
+    return None if value is None else Jsonb(storable(value))
 
 
 def _job_conditions(page: Page) -> tuple[list[str], dict[str, Any]]:
@@ -349,7 +350,7 @@ def _new_row(job: NewJob) -> Row:
 
 
 def _beat(fence: Fence, progress: Progress | None) -> Row:
-    return {
+    beat: Row = {
         "job_id": fence.job_id,
         "attempt": fence.attempt,
         "lease_token": fence.lease_token,
@@ -365,6 +366,7 @@ def _beat(fence: Fence, progress: Progress | None) -> Row:
             "remaining_s": progress.remaining_s,
         },
     }
+    return {key: storable(value) for key, value in beat.items()}
 
 
 def _job(row: Row) -> Job:

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql as pg
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from services.common.errors import Reason, VoxfleetError, unavailable
+from services.common.errors import Reason, VoxfleetError, invalid, unavailable
 from services.metadata.adapters.catalog import CatalogQueries
 from services.metadata.adapters.ledger import LedgerQueries
 from services.metadata.migrate import sqlalchemy_url
@@ -50,40 +50,50 @@ class PostgresTransaction(CatalogQueries, LedgerQueries):
 
 
 class PostgresStore:
-    """The database behind a pool of connections."""
+    """The database behind two pools of connections.
+
+    Tenants have one of their own: however many of them list and watch, the leases of running work are
+    extended in time.
+    """
 
     def __init__(self, database_url: str, *, pool_size: int) -> None:
-        self._engine = create_async_engine(
-            sqlalchemy_url(database_url),
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_timeout=10,
-            pool_pre_ping=True,
-            connect_args={
-                "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
-            },
+        self._services, self._tenants = (
+            create_async_engine(
+                sqlalchemy_url(database_url),
+                pool_size=pool_size,
+                max_overflow=0,
+                pool_timeout=10,
+                pool_pre_ping=True,
+                connect_args={
+                    "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+                },
+            )
+            for _ in range(2)
         )
 
     async def close(self) -> None:
-        """Closes the pool."""
-        await self._engine.dispose()
+        """Closes the pools."""
+        await self._services.dispose()
+        await self._tenants.dispose()
 
     @asynccontextmanager
     async def tenant(self, team: str) -> AsyncIterator[PostgresTransaction]:
         """A transaction that sees one team only. Errors: DATABASE_UNAVAILABLE."""
-        async with self._transaction("voxfleet_tenant", team) as transaction:
+        async with self._transaction(self._tenants, "voxfleet_tenant", team) as transaction:
             yield transaction
 
     @asynccontextmanager
     async def service(self) -> AsyncIterator[PostgresTransaction]:
         """A transaction that sees every team. Errors: DATABASE_UNAVAILABLE."""
-        async with self._transaction("voxfleet_worker", "") as transaction:
+        async with self._transaction(self._services, "voxfleet_worker", "") as transaction:
             yield transaction
 
     @asynccontextmanager
-    async def _transaction(self, role: str, team: str) -> AsyncIterator[PostgresTransaction]:
+    async def _transaction(
+        self, engine: AsyncEngine, role: str, team: str
+    ) -> AsyncIterator[PostgresTransaction]:
         try:
-            async with self._engine.begin() as connection:
+            async with engine.begin() as connection:
                 await connection.execute(_ENTER, {"role": role, "team": team})
                 raw = await connection.get_raw_connection()
                 driver = raw.driver_connection
@@ -93,6 +103,12 @@ class PostgresStore:
                 await transaction.send_wakeups()
         except (OperationalError, PoolTimeoutError, psycopg.OperationalError) as error:
             raise _unavailable(error) from error
+        except (DataError, psycopg.DataError) as error:
+            log.warning("a value was refused: %s", str(error).splitlines()[0])
+            raise invalid(
+                Reason.INVALID_ARGUMENT,
+                "a value in this request cannot be stored: text holds no NUL character, numbers are in range",
+            ) from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise _unavailable(error) from error
@@ -128,7 +144,7 @@ class PostgresWakeups:
                     self._wake(waiter for waiters in self._waiting.values() for waiter in waiters)
                     async for notice in connection.notifies():
                         self._wake(self._waiting.get((notice.channel, notice.payload), ()))
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.warning("wake-ups: %s", error)
             await asyncio.sleep(0.5)
 

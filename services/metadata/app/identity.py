@@ -38,27 +38,32 @@ class Identity:
         """Makes the first team and its operator's key, where they are not there yet."""
         async with self._store.service() as tx:
             await tx.add_team(team, team)
-            if await tx.principal(hash_token(token)) is None:
-                await tx.add_key(team, new_id(), hash_token(token), "bootstrap", operator=True)
+            # A bootstrap key that was revoked stays so, and is no reason not to start.
+            await tx.keep_key(team, new_id(), hash_token(token), "bootstrap", operator=True)
 
     async def create_team(self, team: str, display_name: str) -> Team:
         """Makes a team, or finds it."""
         async with self._store.service() as tx:
             await tx.add_team(team, display_name)
-            found = await tx.list_teams(Page(size=1000))
-        return next(each for each in found if each.id == team)
+        (found,) = await self.own_team(team)
+        return found
 
     async def list_teams(self, page: Page) -> list[Team]:
         """Every team."""
         async with self._store.service() as tx:
             return await tx.list_teams(page)
 
+    async def own_team(self, team: str) -> list[Team]:
+        """The one team that a tenant sees, or none where it does not exist."""
+        async with self._store.tenant(team) as tx:
+            return await tx.list_teams(Page(size=1))
+
     async def create_key(self, team: str, display_name: str, *, operator: bool) -> tuple[ApiKey, str]:
         """Makes a key; the token is only in this answer. Errors: TEAM_NOT_FOUND."""
         token = f"vf_{secrets.token_urlsafe(32)}"
+        if not await self.own_team(team):
+            raise not_found(Reason.TEAM_NOT_FOUND, f"teams/{team}")
         async with self._store.service() as tx:
-            if not any(each.id == team for each in await tx.list_teams(Page(size=1000))):
-                raise not_found(Reason.TEAM_NOT_FOUND, f"teams/{team}")
             key = await tx.add_key(team, new_id(), hash_token(token), display_name, operator=operator)
         return key, token
 
@@ -67,8 +72,8 @@ class Identity:
         async with self._store.tenant(team) as tx:
             return await tx.list_keys(team, page)
 
-    async def revoke_key(self, team: str, key: str) -> None:
-        """Revokes a key; gateways forget it within their cache's time."""
+    async def revoke_key(self, team: str, key: str, *, operators: bool) -> None:
+        """Revokes a key, an operator's only where told to; gateways forget it within their cache's time."""
         async with self._store.tenant(team) as tx:
-            if not await tx.revoke_key(team, key):
+            if not await tx.revoke_key(team, key, operators=operators):
                 raise not_found(Reason.INVALID_ARGUMENT, f"teams/{team}/apiKeys/{key}")

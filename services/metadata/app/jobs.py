@@ -46,8 +46,9 @@ class Jobs:
     async def get(self, team: str, job_id: str) -> tuple[Job, list[AttemptRecord]]:
         """A job and its attempts. Errors: JOB_NOT_FOUND."""
         async with self._store.tenant(team) as tx:
-            job = await _get(tx, team, job_id)
-            return await _decorate(tx, job), await tx.attempts(job_id)
+            job = await _counted(tx, await _get(tx, team, job_id))
+            attempts = await tx.attempts(job_id)
+        return await self._placed(job), attempts
 
     async def page(self, team: str, page: Page, *, batch: str = "") -> list[Job]:
         """A team's jobs, or the items of a batch. Errors: JOB_NOT_FOUND."""
@@ -70,7 +71,9 @@ class Jobs:
             while True:
                 async with self._store.tenant(team) as tx:
                     events = await tx.events_after(job_id, cursor)
-                    job = await _decorate(tx, await _get(tx, team, job_id))
+                    job = await _counted(tx, await _get(tx, team, job_id))
+                if events:
+                    job = await self._placed(job)
                 for event in events:
                     cursor, said = event.seq, time.monotonic()
                     yield Seen(cursor, job, event)
@@ -91,6 +94,10 @@ class Jobs:
             job = await _get(tx, team, job_id, lock=True)
             if job.kind == "batch" and job.state not in FINAL_STATES:
                 await tx.cancel_items(job_id)
+                counts = (await tx.batch_counts([job_id])).get(job_id, {})
+                if job.state is JobState.QUEUED and counts.get("running"):
+                    # The roll-up has not seen it yet; what runs ends before the batch does.
+                    job = await tx.change_state(job, JobState.RUNNING, "first item began")
             if job.state is JobState.QUEUED:
                 job = await tx.change_state(job, JobState.CANCELLED, "cancelled while waiting")
                 await fail_voice_of(tx, job)
@@ -105,13 +112,20 @@ class Jobs:
         Errors: JOB_NOT_FOUND, JOB_STATE_CONFLICT.
         """
         async with self._store.tenant(team) as tx:
+            if parent_id := (await _get(tx, team, job_id)).parent_id:
+                # Before its item, as CancelJob does: an item is not brought back into a batch being stopped.
+                batch = await _get(tx, team, parent_id, lock=True)
+                if batch.state is JobState.CANCELLING:
+                    raise state_conflict(batch, "its items can be retried once it has ended")
             job = await _get(tx, team, job_id, lock=True)
             batch_like = job.kind == "batch" or job.task.get("kind") == "batch"
             if job.state not in (JobState.FAILED, JobState.CANCELLED) or batch_like:
                 raise state_conflict(job, "only a failed or cancelled job that is no batch can be retried")
             job = await tx.requeue(job, "retried by its owner", more_attempts=4)
             if job.kind == "rvc.train":
-                await _set_voice_state(tx, job, VoiceState.FAILED, VoiceState.TRAINING)
+                voice = await _set_voice_state(tx, job, VoiceState.FAILED, VoiceState.TRAINING)
+                if voice is VoiceState.DELETED:
+                    raise state_conflict(job, "its voice was deleted: undelete that first")
             tx.wake_queue([job.kind])
             tx.wake_watchers([job_id, job.parent_id])
             return job
@@ -130,7 +144,8 @@ class Jobs:
             await _get(tx, team, job_id, lock=True)
             if changes:
                 await tx.update_job(job_id, changes)
-            return await _decorate(tx, await _get(tx, team, job_id))
+            job = await _counted(tx, await _get(tx, team, job_id))
+        return await self._placed(job)
 
     async def queues(self) -> list[QueueDepth]:
         """How deep and old the queues are, over all teams."""
@@ -151,7 +166,15 @@ class Jobs:
             if not paused:
                 tx.wake_queue([job.kind])
             tx.wake_watchers([job_id])
-            return await _decorate(tx, await _get(tx, team, job_id))
+            job = await _get(tx, team, job_id)
+        return await self._placed(job)
+
+    async def _placed(self, job: Job) -> Job:
+        """Adds a waiting job's position among the jobs of every team; a tenant's transaction sees its own."""
+        if job.state is not JobState.QUEUED or job.kind == "batch":
+            return job
+        async with self._store.service() as tx:
+            return replace(job, position=await tx.queue_position(job))
 
 
 def state_conflict(job: Job, message: str) -> VoxfleetError:
@@ -170,11 +193,15 @@ async def fail_voice_of(tx: Transaction, job: Job) -> None:
         await _set_voice_state(tx, job, VoiceState.TRAINING, VoiceState.FAILED)
 
 
-async def _set_voice_state(tx: Transaction, job: Job, before: VoiceState, after: VoiceState) -> None:
+async def _set_voice_state(
+    tx: Transaction, job: Job, before: VoiceState, after: VoiceState
+) -> VoiceState | None:
+    """Moves the job's voice from one state to another, where it is in it; returns what it was."""
     voice_id = str(job.task["voice"]).rpartition("/")[2]
     voice = await tx.get_voice(job.team, voice_id, lock=True)
     if voice is not None and voice.job_id == job.id and voice.state is before:
         await tx.update_voice(job.team, voice_id, {"state": after.value})
+    return voice.state if voice is not None else None
 
 
 async def _get(tx: Transaction, team: str, job_id: str, *, lock: bool = False) -> Job:
@@ -184,12 +211,10 @@ async def _get(tx: Transaction, team: str, job_id: str, *, lock: bool = False) -
     return job
 
 
-async def _decorate(tx: Transaction, job: Job) -> Job:
-    """Adds what is counted, not stored: a batch's items, a waiting job's position."""
+async def _counted(tx: Transaction, job: Job) -> Job:
+    """Adds a batch's counts of its items, which are not stored."""
     if job.kind == "batch":
         return replace(job, counts=(await tx.batch_counts([job.id])).get(job.id, {}))
-    if job.state is JobState.QUEUED:
-        return replace(job, position=await tx.queue_position(job))
     return job
 
 

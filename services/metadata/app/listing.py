@@ -12,6 +12,8 @@ from services.metadata.model import Page
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
+MAX_TEXT = 2000
+MAX_TOKEN = 64_000
 
 _TERM = re.compile(r'([a-z_]+(?:\.[A-Za-z0-9_.-]+)?)\s*=\s*(?:"([^"]*)"|([^\s"]+))')
 
@@ -31,6 +33,10 @@ def page_of(
     """
     if page_size < 0:
         raise invalid(Reason.INVALID_ARGUMENT, "page_size must not be negative", field="page_size")
+    for field, text in (("filter", filter_text), ("query", query), ("page_token", page_token)):
+        # Before anything reads them: a filter of a million blanks takes its parser minutes.
+        if len(text) > (MAX_TOKEN if field == "page_token" else MAX_TEXT):
+            raise invalid(Reason.INVALID_ARGUMENT, f"{field} is too long", field=field)
     if order_by not in ("", "create_time", "create_time desc"):
         raise invalid(
             Reason.INVALID_ARGUMENT, "order_by is `create_time` or `create_time desc`", field="order_by"
@@ -41,7 +47,7 @@ def page_of(
         try:
             decoded = json.loads(base64.urlsafe_b64decode(page_token.encode()))
             after, token_scope = str(decoded["after"]), decoded["scope"]
-        except (ValueError, binascii.Error, KeyError, TypeError):
+        except (ValueError, binascii.Error, KeyError, TypeError, RecursionError):
             raise _bad_token() from None
         if token_scope != scope:
             raise _bad_token()

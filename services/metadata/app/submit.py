@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -163,7 +164,10 @@ class Submitter:
                 return found
             voices: dict[tuple[str, str], tasks.F5Voice | VoxfleetError] = {}
             items = []
-            for line in lines:
+            for number, line in enumerate(lines):
+                if number % 500 == 0:
+                    # A hundred thousand lines take seconds: heartbeats are answered between them.
+                    await asyncio.sleep(0)
                 key = (line.voice, line.style)
                 if key not in voices:
                     voices[key] = await _speaking_voice(tx, team, line.voice, line.style)
@@ -256,6 +260,8 @@ def _line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, outpu
             field="text",
             max_characters=MAX_TEXT,
         )
+    elif "\x00" in line.text:
+        error = invalid(Reason.UNSUPPORTED_CHARACTERS, "this item's text holds a NUL character", field="text")
     if error is not None or isinstance(voice, VoxfleetError):
         assert error is not None
         task = tasks.BatchTask(team=team, item_kind="f5.item").model_dump_json()
@@ -270,14 +276,15 @@ def _line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, outpu
             display_name=line.id,
         ).model_dump_json()
         state, stored = JobState.QUEUED, None
+    text = line.text[:MAX_TEXT].replace("\x00", "\N{REPLACEMENT CHARACTER}")
     return NewJob(
         team=team,
         id=names.new_id(),
         kind="f5.item",
         priority_class=PriorityClass.BATCH,
         task=task,
-        spec={"text": line.text[:MAX_TEXT]},
-        display_name=line.text[:80],
+        spec={"text": text},
+        display_name=text[:80],
         item_id=line.id,
         state=state,
         error=stored,

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import message
 
 from services.common import names, telemetry
-from services.common.errors import Reason, invalid
+from services.common.errors import Reason, invalid, not_found
 from services.common.jobs import tasks
 from services.common.rpc.caller import require_operator
 from services.metadata.app.jobs import Jobs
@@ -46,7 +46,12 @@ class JobServicer:
     async def ListJobs(self, request: job_pb2.ListJobsRequest, _: object) -> job_pb2.ListJobsResponse:
         """A team's jobs, or the items of a batch."""
         team = names.parse_team(request.parent)
-        batch = names.parse(request.batch_job, "jobs", field="batch_job").id if request.batch_job else ""
+        batch = ""
+        if request.batch_job:
+            name = names.parse(request.batch_job, "jobs", field="batch_job")
+            if name.team != team:
+                raise not_found(Reason.JOB_NOT_FOUND, request.batch_job)
+            batch = name.id
         scope = {
             "filter_text": request.filter,
             "order_by": request.order_by,

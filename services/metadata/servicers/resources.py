@@ -206,11 +206,10 @@ class TrustServicer:
         """The teams this key may see: an operator's all, a member's its own."""
         caller = current_caller()
         page = page_of(request.page_size, request.page_token)
-        found = await self._identity.list_teams(page)
         if not caller.operator:
-            return trust_pb2.ListTeamsResponse(
-                teams=[convert.team_to_proto(team) for team in found if team.id == caller.team]
-            )
+            own = await self._identity.own_team(caller.team)
+            return trust_pb2.ListTeamsResponse(teams=[convert.team_to_proto(team) for team in own])
+        found = await self._identity.list_teams(page)
         return trust_pb2.ListTeamsResponse(
             teams=[convert.team_to_proto(team) for team in found],
             next_page_token=next_token(found[-1].id) if len(found) == page.size else "",
@@ -242,9 +241,10 @@ class TrustServicer:
         )
 
     async def RevokeApiKey(self, request: trust_pb2.RevokeApiKeyRequest, _: object) -> empty_pb2.Empty:
-        """Revokes a key."""
+        """Revokes a key; only an operator revokes an operator's."""
         name = names.parse(request.name, "apiKeys")
-        await self._identity.revoke_key(name.team, name.id)
+        caller = current_caller()
+        await self._identity.revoke_key(name.team, name.id, operators=caller.operator or caller.is_service)
         return empty_pb2.Empty()
 
 

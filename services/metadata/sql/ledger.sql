@@ -31,7 +31,9 @@ WITH picked AS (
   UPDATE jobs SET state = 'RUNNING', waiting_reason = '', attempt = attempt + 1,
     lease_token = gen_random_uuid(), lease_expires_at = now() + %(lease_s)s * interval '1 second',
     worker = %(worker)s, started_at = now(), updated_at = now(), phase = '', event_seq = event_seq + 1
-  FROM picked WHERE jobs.id = picked.id
+  -- An array, not a join: the planner thinks that LIMIT w.free takes a tenth of the queue, and would scan
+  -- every job there ever was to join with it.
+  WHERE id = ANY(ARRAY(SELECT id FROM picked))
   RETURNING jobs.*
 ), attempts AS (
   INSERT INTO job_attempts (job_id, attempt, team, worker)
@@ -111,12 +113,16 @@ WHERE id = %(job_id)s
 RETURNING *;
 
 -- name: cancel_items
--- Items that wait end at once; items that run are asked to stop.
-WITH changed AS (
+-- Items that wait end at once; items that run are asked to stop. Locked in the order of heartbeats, so that
+-- the two never wait for one another.
+WITH locked AS (
+  SELECT id FROM jobs WHERE parent_id = %(job_id)s AND state IN ('QUEUED', 'RUNNING')
+  ORDER BY id FOR UPDATE
+), changed AS (
   UPDATE jobs SET state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE 'CANCELLING' END,
     ended_at = CASE WHEN state = 'QUEUED' THEN now() END, updated_at = now(), event_seq = event_seq + 1
-  WHERE parent_id = %(job_id)s AND state IN ('QUEUED', 'RUNNING')
-  RETURNING id, team, state, phase, attempt, event_seq
+  FROM locked WHERE jobs.id = locked.id
+  RETURNING jobs.id, team, state, phase, attempt, event_seq
 )
 INSERT INTO job_events (job_id, seq, team, state, phase, attempt, message)
 SELECT id, event_seq, team, state, phase, attempt, 'batch cancelled' FROM changed;
@@ -152,12 +158,18 @@ SELECT attempt, worker, started_at, ended_at, error FROM job_attempts
 WHERE job_id = %(job_id)s ORDER BY attempt;
 
 -- name: queue_position
--- How many are before it in its own kind's order; bounded, so that a deep queue costs no scan.
+-- How many are before it in its own kind's order, each part a range of the index of what can be claimed;
+-- bounded, so that a deep queue costs no scan.
 SELECT count(*) AS position FROM (
-  SELECT 1 FROM jobs
-  WHERE state = 'QUEUED' AND NOT paused AND kind = %(kind)s
-    AND (priority_class, -priority, created_at, item_index)
-      < (%(priority_class)s, -%(priority)s, %(created_at)s, %(item_index)s)
+  SELECT 1 FROM jobs WHERE state = 'QUEUED' AND NOT paused AND kind = %(kind)s
+    AND priority_class < %(priority_class)s
+  UNION ALL
+  SELECT 1 FROM jobs WHERE state = 'QUEUED' AND NOT paused AND kind = %(kind)s
+    AND priority_class = %(priority_class)s AND priority > %(priority)s
+  UNION ALL
+  SELECT 1 FROM jobs WHERE state = 'QUEUED' AND NOT paused AND kind = %(kind)s
+    AND priority_class = %(priority_class)s AND priority = %(priority)s
+    AND (created_at, item_index) < (%(created_at)s, %(item_index)s)
   LIMIT 10000
 ) AS before;
 
@@ -191,11 +203,18 @@ SELECT w.*, (SELECT count(*) FROM jobs WHERE jobs.lease_token IS NOT NULL AND jo
 FROM workers AS w WHERE last_seen > now() - interval '1 minute' ORDER BY queue, worker;
 
 -- name: queue_depths
-SELECT kind, priority_class, count(*) FILTER (WHERE state = 'QUEUED') AS queued,
-  count(*) FILTER (WHERE state <> 'QUEUED') AS running,
-  coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'QUEUED')), 0)::float8
-    AS oldest_wait_s
-FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'CANCELLING') AND kind <> 'batch'
+-- Two partial indexes hold what waits and what is leased; a look at states alone would scan every job there
+-- ever was. Paused jobs wait for their owner, not for us.
+SELECT kind, priority_class, sum(queued)::bigint AS queued, sum(running)::bigint AS running,
+  coalesce(max(oldest_wait_s), 0)::float8 AS oldest_wait_s
+FROM (
+  SELECT kind, priority_class, count(*) AS queued, 0 AS running,
+    extract(epoch FROM now() - min(created_at)) AS oldest_wait_s
+  FROM jobs WHERE state = 'QUEUED' AND NOT paused AND kind <> 'batch' GROUP BY kind, priority_class
+  UNION ALL
+  SELECT kind, priority_class, 0, count(*), 0 FROM jobs WHERE lease_token IS NOT NULL
+  GROUP BY kind, priority_class
+) AS parts
 GROUP BY kind, priority_class ORDER BY kind, priority_class;
 
 -- name: notify

@@ -55,6 +55,17 @@ BAD = [
         Reason.INVALID_ARGUMENT,
         "labels.a b",
     ),
+    (
+        voice_pb2.UpdateVoiceRequest(voice={"name": f"{A}/voices/abcd", "display_name": "x" * 256}),
+        Reason.INVALID_ARGUMENT,
+        "voice.display_name",
+    ),
+    (
+        job_pb2.UpdateJobRequest(job={"name": f"{A}/jobs/abcd", "labels": {"a b": "c"}}),
+        Reason.INVALID_ARGUMENT,
+        "job.labels.a b",
+    ),
+    (job_pb2.ListJobsRequest(parent=A, filter="a" * 5000), Reason.INVALID_ARGUMENT, "filter"),
     (audio_pb2.OpenUpload(parent=A, audio={"sha256": "xyz"}), Reason.INVALID_ARGUMENT, "open.audio.sha256"),
 ]
 

@@ -16,6 +16,7 @@ from services.common.jobs.model import (
     Released,
     StopKind,
     Succeeded,
+    UnreadableLease,
 )
 from services.common.jobs.tasks import PullBundleTask
 from services.common.jobs.worker import Worker
@@ -253,4 +254,46 @@ async def test_every_phase_is_told_in_order_however_short(ledger):
     await ledger.until(lambda: ledger.ended)
     told = [(progress.phase, progress.step) for _, progress in ledger.beats if progress]
     assert told == [("fetch", 2), ("work", 2), ("publish", 2)]
+    await stop(task)
+
+
+async def test_a_lease_that_comes_while_draining_is_given_back(ledger):
+    async def handler(attempt):
+        await attempt.wait_stop()
+        raise AttemptStopped
+
+    worker, task = await running(ledger, handler)
+    await ledger.until(lambda: ledger.offers)
+    await worker.drain(grace_s=1)
+    await ledger.out.put(lease())
+    await ledger.until(lambda: ledger.ended)
+    assert ledger.ended[0][0] == Released("shutdown")
+    await stop(task)
+
+
+async def test_an_attempt_that_does_not_stop_in_time_is_given_back_before_the_drain_ends(ledger):
+    begun = asyncio.Event()
+
+    async def handler(attempt):
+        begun.set()
+        await asyncio.Event().wait()
+
+    worker, task = await running(ledger, handler)
+    await ledger.out.put(lease())
+    await begun.wait()
+    await worker.drain(grace_s=0.01)
+    assert [outcome for outcome, _ in ledger.ended] == [Released("the worker was stopped")]
+    await stop(task)
+
+
+async def test_a_task_of_a_newer_release_is_given_back_and_the_work_goes_on(ledger):
+    async def handler(attempt):
+        return Succeeded()
+
+    _, task = await running(ledger, handler)
+    await ledger.out.put(UnreadableLease(Fence("job-9", 1, "token"), "teams/alpha/jobs/job-9"))
+    await ledger.out.put(lease())
+    await ledger.until(lambda: len(ledger.ended) == 2 and ledger.offers[-1][1] == 2)
+    refused = next(what for what, fence in ledger.ended if fence.job_id == "job-9")
+    assert refused.failure is FailureClass.TRANSIENT
     await stop(task)

@@ -30,6 +30,7 @@ class Script:
     name: str = "script"
     stop_grace_s: float = 10.0
     ready_deadline_s: float = 30.0
+    first_starts: int = 1
     prepared: list[int] = field(default_factory=list)
 
     @property
@@ -46,6 +47,7 @@ class Script:
             log_path=self.folder / f"{self.name}.log",
             stop_grace_s=self.stop_grace_s,
             ready_deadline_s=self.ready_deadline_s,
+            first_starts=self.first_starts,
         )
 
     def prepare(self) -> None:
@@ -106,6 +108,23 @@ def test_a_child_that_dies_at_its_start_says_why(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.SERVICE_UNAVAILABLE
     child.stop()
     assert child.restarts == 0
+
+
+def test_what_may_fail_at_first_is_tried_again_and_then_no_more(tmp_path: Path) -> None:
+    second_time_lucky = (
+        "import pathlib,sys,time; first=pathlib.Path(sys.argv[1]+'.tried'); known=first.exists();"
+        "first.touch(); known or sys.exit(3); pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+    )
+    child = Child(Script(tmp_path, second_time_lucky, first_starts=2))
+    child.start()
+    child.wait_ready(30)
+    child.stop()
+    hopeless = Script(tmp_path, "import sys; sys.exit(3)", name="hopeless", first_starts=3)
+    child = Child(hopeless)
+    child.start()
+    with pytest.raises(VoxfleetError):
+        child.wait_ready(30)
+    assert len(hopeless.prepared) == 3
 
 
 def test_only_the_present_log_is_shown(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ class Job(_message.Message):
     priority_class: Global___PriorityClass.ValueType
     """Which class it waits in. Output only."""
     priority: _builtins.int
-    """Order within its class, higher first; 0 by default."""
+    """Order within its class, -100 to 100, higher first; 0 by default."""
     attempt: _builtins.int
     """How often it was started, from 1. Output only."""
     queue_position: _builtins.int
