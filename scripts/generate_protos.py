@@ -15,26 +15,26 @@ GENERATED = SOURCES / "gen"
 
 
 def generate(target: Path) -> None:
-    """Runs protoc: messages, stubs, types, and ``voxfleet.protoset`` for other languages."""
+    """Runs protoc: messages, stubs and types of all, ``voxfleet.protoset`` of the public API alone."""
     target.mkdir(parents=True, exist_ok=True)
     files = sorted(str(path.relative_to(SOURCES)) for path in (SOURCES / "voxfleet").rglob("*.proto"))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "grpc_tools.protoc",
-            f"-I{SOURCES}",
-            f"--python_out={target}",
-            f"--grpc_python_out={target}",
-            f"--mypy_out=quiet:{target}",
-            f"--mypy_grpc_out=quiet:{target}",
-            f"--descriptor_set_out={target / 'voxfleet.protoset'}",
-            "--include_imports",
-            "--include_source_info",
-            *files,
-        ],
-        check=True,
+    _protoc(
+        f"--python_out={target}",
+        f"--grpc_python_out={target}",
+        f"--mypy_out=quiet:{target}",
+        f"--mypy_grpc_out=quiet:{target}",
+        *files,
     )
+    _protoc(
+        f"--descriptor_set_out={target / 'voxfleet.protoset'}",
+        "--include_imports",
+        "--include_source_info",
+        *(file for file in files if file.startswith("voxfleet/v1/")),
+    )
+
+
+def _protoc(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{SOURCES}", *words], check=True)
 
 
 def stale_files() -> list[str]:

@@ -1,5 +1,6 @@
 """A gRPC client that was not written here: reflection, health, and messages made from descriptors."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_upload_and_analysis_with_messages_made_from_reflection(channel, alpha):
 def test_the_published_descriptor_set_describes_what_the_gateway_serves(channel):
     published = descriptor_pb2.FileDescriptorSet.FromString(PROTOSET.read_bytes())
     files = {file.name: file for file in published.file}
+    assert not any("internal" in name for name in files)
     served = ProtoReflectionDescriptorDatabase(channel)
     for service in PUBLIC:
         file = served.FindFileContainingSymbol(service)
@@ -89,6 +91,15 @@ def test_stubs_can_be_made_from_the_published_descriptor_set_alone(tmp_path):
         cwd=tmp_path,
     )
     assert "AudioServiceStub" in (tmp_path / "voxfleet" / "v1" / "audio_pb2_grpc.py").read_text()
+
+
+def test_java_stubs_can_be_made_from_it(tmp_path):
+    protoc = shutil.which("protoc")
+    if protoc is None:
+        pytest.skip("protoc (Debian's protobuf-compiler) is not installed")
+    names = ["voxfleet/v1/audio.proto", "voxfleet/v1/job.proto", "voxfleet/v1/error.proto"]
+    subprocess.run([protoc, f"--descriptor_set_in={PROTOSET}", f"--java_out={tmp_path}", *names], check=True)
+    assert list(tmp_path.rglob("Audio.java"))
 
 
 def test_the_internal_services_refuse_who_has_no_service_token(stack, alpha):
