@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import uvloop
-
 import voxfleet.v1.dubbing_pb2
 import voxfleet.v1.fleet_pb2
 import voxfleet.v1.lexicon_pb2
 import voxfleet.v1.trust_pb2  # noqa: F401 - descriptors are looked up by name
 from services.common import telemetry
 from services.common.rpc.channel import service_channel
-from services.common.rpc.server import RpcServer, run_until_stopped
+from services.common.rpc.server import RpcServer, run_service, run_until_stopped
 from services.gateway.forward import Forwarder
 from services.gateway.identity import BearerAuthenticator
 from services.gateway.routes import SERVICES, Backend
@@ -55,7 +53,7 @@ def main() -> None:
     settings = GatewaySettings()  # type: ignore[call-arg]
     telemetry.configure_logging("gateway", settings.log_level, as_json=settings.log_json)
     telemetry.configure_tracing("gateway", settings.otlp_endpoint)
-    uvloop.run(serve(settings))
+    run_service(serve(settings))
 
 
 if __name__ == "__main__":

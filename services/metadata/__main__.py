@@ -6,7 +6,6 @@ import asyncio
 import logging
 from importlib import metadata as distributions
 
-import uvloop
 from prometheus_client import Gauge
 
 import voxfleet.internal.v1.identity_pb2
@@ -15,7 +14,7 @@ from services.common import telemetry
 from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.rpc.handlers import servicer_handlers
 from services.common.rpc.interceptors import service_authenticator
-from services.common.rpc.server import RpcServer, run_until_stopped
+from services.common.rpc.server import RpcServer, run_service, run_until_stopped
 from services.metadata import migrate
 from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
 from services.metadata.app.audios import Audios
@@ -136,7 +135,7 @@ def main() -> None:
     settings = MetadataSettings()  # type: ignore[call-arg]
     telemetry.configure_logging("metadata", settings.log_level, as_json=settings.log_json)
     telemetry.configure_tracing("metadata", settings.otlp_endpoint)
-    uvloop.run(serve(settings))
+    run_service(serve(settings))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from prometheus_client import start_http_server
 
+from services.common.errors import VoxfleetError
 from services.common.rpc.channel import MAX_MESSAGE_BYTES
 from services.common.rpc.interceptors import Authenticator, Boundary
 from services.common.settings import ServiceSettings
@@ -86,6 +89,15 @@ class RpcServer:
         """Refuses new calls, lets those in progress end, at most ``drain_s``."""
         await self.set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(self._settings.drain_s)
+
+
+def run_service(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a service's process; what it cannot start without is said in one line, and the status is 1."""
+    try:
+        uvloop.run(work)
+    except VoxfleetError as error:
+        log.error("cannot run: %s: %s", error.reason.value, error.message)  # noqa: TRY400 - it is explained
+        sys.exit(1)
 
 
 async def run_until_stopped(stop: Callable[[], Awaitable[None]]) -> None:
