@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
@@ -13,13 +12,12 @@ from services.audio import wire
 from services.audio.app.audios import Audios
 from services.audio.app.uploads import Uploads
 from services.common import names
-from services.common.errors import Reason, VoxfleetError, not_found
+from services.common.errors import Reason, not_found
 from services.common.rpc.caller import current_caller
+from services.common.rpc.reading import read_out
 from voxfleet.v1 import audio_pb2
 
 CHUNK_BYTES: Final = 256 * 1024
-READ_OUT_S: Final = 5.0
-READ_OUT_PAUSE_S: Final = 0.1
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,12 +33,9 @@ class AudioServicer:
         self, requests: AsyncIterator[audio_pb2.UploadAudioRequest], context: Context
     ) -> audio_pb2.Audio:
         """Takes one file as a stream."""
-        try:
-            audio = await self._uploads.upload(wire.read_steps(requests, current_caller().team))
-        except VoxfleetError:
-            await _read_out(requests)
-            raise
-        await _read_out(requests)
+        audio = await self._uploads.upload(wire.read_steps(requests, current_caller().team))
+        # What was committed already is answered while the client still sends.
+        await read_out(requests)
         return audio
 
     async def GetUpload(self, request: audio_pb2.GetUploadRequest, context: Context) -> audio_pb2.Upload:
@@ -81,18 +76,6 @@ class AudioServicer:
         ttl_s = request.ttl.seconds if request.HasField("ttl") else None
         url, expires_at = await self._audios.url(_own(request.name, "audios"), ttl_s)
         return audio_pb2.GetDownloadUrlResponse(url=url, expire_time=wire.timestamp(expires_at))
-
-
-async def _read_out(requests: AsyncIterator[object]) -> None:
-    """Lets a client that is in the midst of sending come to an end or a pause before it is answered.
-
-    grpc.aio's client reports INTERNAL in place of the answer where the answer meets a write of its own.
-    """
-    source = aiter(requests)
-    with suppress(TimeoutError, StopAsyncIteration, grpc.aio.UsageError):
-        async with asyncio.timeout(READ_OUT_S):
-            while True:
-                await asyncio.wait_for(anext(source), READ_OUT_PAUSE_S)
 
 
 def _own(name: str, collection: str) -> str:

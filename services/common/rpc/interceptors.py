@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import time
@@ -18,6 +17,7 @@ from services.common.errors import Kind, Reason, VoxfleetError, internal
 from services.common.names import new_id
 from services.common.rpc import caller as callers
 from services.common.rpc import status
+from services.common.rpc.reading import read_out
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,6 @@ RPC_SECONDS = Histogram(
 
 # Health and reflection answer anyone, as load balancers and tools expect.
 OPEN_PREFIXES = ("/grpc.health.v1.", "/grpc.reflection.")
-
-# How long a client that is refused may go on sending, and what counts as its having stopped.
-READ_OUT_S = 5.0
-READ_OUT_PAUSE_S = 0.1
 
 Authenticator = Callable[[dict[str, str]], Awaitable[callers.Caller]]
 
@@ -123,7 +119,7 @@ class _Guard:
             log.error("%s failed: %s", self.method, error.message)
         trace_id = telemetry.current_trace_id() or callers.current_caller().request_id
         if isinstance(request, AsyncIterable):
-            await _read_out(request)
+            await read_out(request)
         context.set_trailing_metadata(status.trailers(error, trace_id=trace_id))
         await context.abort(code, status.cut(error.message))
 
@@ -178,17 +174,3 @@ def _guarded_stream(behaviour: Any, guard: _Guard) -> Any:
         guard.leave("OK")
 
     return stream
-
-
-async def _read_out(requests: AsyncIterable[Any]) -> None:
-    """Lets a client in the midst of sending come to an end or a pause before it is answered.
-
-    grpc.aio's client reports INTERNAL in place of the answer where the answer meets a write of its own.
-    RuntimeError: someone else still reads the stream, and takes what comes.
-    """
-    source = aiter(requests)
-    with contextlib.suppress(TimeoutError, StopAsyncIteration, RuntimeError, grpc.aio.UsageError):
-        async with asyncio.timeout(READ_OUT_S):
-            while True:
-                async with asyncio.timeout(READ_OUT_PAUSE_S):
-                    await anext(source)

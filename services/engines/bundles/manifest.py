@@ -108,6 +108,13 @@ class Manifest:
         """The bundle's name as outputs carry it, which says so where the weights are untrained."""
         return self.name if self.trained else f"{self.name} ({UNTRAINED_LABEL})"
 
+    def stored_path(self, path: str) -> str:
+        """A file's path in a store, under the weights' identity.
+
+        A name whose weights are replaced thus never changes bytes that someone is reading.
+        """
+        return f"{self.digest[:16]}/{path}"
+
     @property
     def digest(self) -> str:
         """SHA-256 over every file's path and checksum: the identity of the weights.

@@ -237,11 +237,8 @@ class Bundles:
 
 
 def stored_key(manifest: Manifest, path: str) -> str:
-    """The key of a bundle's file, which holds the weights' identity.
-
-    A name whose weights are replaced thus never changes bytes that a replica is reading.
-    """
-    return bundle_key(manifest.name, f"{manifest.digest[:16]}/{path}")
+    """The key of a bundle's file."""
+    return bundle_key(manifest.name, manifest.stored_path(path))
 
 
 def check_licence(manifest: Manifest, *, accepted: bool) -> None:

@@ -48,7 +48,7 @@ def ensure_bundle(store: ArtifactStore, manifest: Manifest, cache_dir: Path) -> 
     """A stored bundle's directory on this node, fetched where it is not here. Errors: MODEL_CORRUPT."""
 
     def open_file(path: str) -> AbstractContextManager[BinaryIO]:
-        key = bundle_key(manifest.name, f"{manifest.digest[:16]}/{path}")
+        key = bundle_key(manifest.name, manifest.stored_path(path))
         return closing(cast("BinaryIO", io.BufferedReader(_Chunks(store.open_range(key)), 1 << 20)))
 
     return BundleCache(cache_dir / "bundles").ensure(manifest, open_file)

@@ -154,7 +154,7 @@ def _from_store(
     @contextlib.contextmanager
     def fetch(path: str) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as file:
-            for chunk in store.open_range(bundle_key(manifest.name, f"{manifest.digest[:16]}/{path}")):
+            for chunk in store.open_range(bundle_key(manifest.name, manifest.stored_path(path))):
                 file.write(chunk)
             file.seek(0)
             yield file
