@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,8 +53,15 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 
-    async def send_and_cut(self, first: audio_pb2.UploadAudioRequest, data: bytes, *, turns: int = 0) -> None:
-        """One stream that is cancelled ``turns`` of the loop after ``data`` went to the transport."""
+    async def send_and_cut(
+        self,
+        first: audio_pb2.UploadAudioRequest,
+        data: bytes,
+        *,
+        turns: int = 0,
+        arrived: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """One stream, cancelled ``turns`` of the loop after ``data`` went out and ``arrived`` returned."""
         sent, over = asyncio.Event(), asyncio.Event()
 
         async def messages() -> AsyncIterator[audio_pb2.UploadAudioRequest]:
@@ -65,6 +72,8 @@ class Client:
 
         call = self.stub.UploadAudio(messages(), metadata=self.headers)
         await sent.wait()
+        if arrived is not None:
+            await arrived()
         for _ in range(turns):
             await asyncio.sleep(0)
         call.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from functools import partial
 
 import grpc
 import pytest
@@ -54,7 +55,9 @@ async def test_upload_analyse_download(stage, speech):
 
 async def test_a_cut_stream_resumes_to_identical_bytes(stage, speech):
     client, name = stage.client, stage.client.upload_name("cut-me")
-    await client.send_and_cut(client.opening("cut-me"), speech[:150_000], turns=200)
+    # A call that is cut before the transport sent anything makes no upload: wait for its row.
+    opened = partial(until, lambda: name in stage.catalog.uploads)
+    await client.send_and_cut(client.opening("cut-me"), speech[:150_000], turns=200, arrived=opened)
     upload = await client.state(name)
     # What the transport still held when the client cut it may be lost, what arrived may not.
     assert 0 <= upload.durable_offset <= 150_000
@@ -76,7 +79,11 @@ async def test_a_cut_never_passes_for_an_end(stage, speech, announced, through):
     size = len(speech) if announced else 0
     for number in range(40):
         first = client.opening(f"cut-{number}", size_bytes=size)
-        await client.send_and_cut(first, speech[:100_000], turns=10 * number)
+        name = client.upload_name(f"cut-{number}")
+        opened = partial(until, lambda name=name: name in stage.catalog.uploads)
+        # Every other cut comes when the service is known to be reading: some bytes must have arrived.
+        arrived = opened if number % 2 else None
+        await client.send_and_cut(first, speech[:100_000], turns=10 * number, arrived=arrived)
     # An upload whose opening was still on its way when its stream was cut was never made.
     states = [await client.state(name) for name in sorted(stage.catalog.uploads)]
     assert all(state.audio == "" for state in states)
