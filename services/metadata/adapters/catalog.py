@@ -14,18 +14,9 @@ from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import Blob
 from services.metadata.adapters import tables as t
 from services.metadata.adapters.storable import storable
-from services.metadata.model import (
-    ApiKey,
-    Audio,
-    Page,
-    Principal,
-    Reference,
-    StoredBundle,
-    Team,
-    Upload,
-    Voice,
-    VoiceState,
-)
+from services.metadata.model.catalog import Audio, Reference, StoredBundle, Upload, Voice, VoiceState
+from services.metadata.model.identity import ApiKey, Principal, Team
+from services.metadata.model.page import Page
 
 _AUDIO_FILTERS = {"purpose": t.audios.c.purpose, "source_audio": t.audios.c.source_audio}
 _VOICE_FILTERS = {"engine": t.voices.c.engine, "state": t.voices.c.state}

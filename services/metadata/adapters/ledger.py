@@ -14,7 +14,8 @@ from services.common.errors import Reason, invalid
 from services.common.jobs.model import Checkpoint, Fence, Progress
 from services.common.jobs.tasks import Blob
 from services.metadata.adapters.storable import storable
-from services.metadata.model import (
+from services.metadata.model.fleet import QueueDepth, WorkerRow
+from services.metadata.model.jobs import (
     FINAL_STATES,
     AttemptRecord,
     CheckpointRow,
@@ -22,11 +23,9 @@ from services.metadata.model import (
     JobEvent,
     JobState,
     NewJob,
-    Page,
     PriorityClass,
-    QueueDepth,
-    WorkerRow,
 )
+from services.metadata.model.page import Page
 from services.metadata.sql import statements
 
 _SQL = statements("ledger.sql")

@@ -9,8 +9,9 @@ from typing import Any
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, not_found, precondition
 from services.common.jobs.tasks import Blob
-from services.metadata.model import Audio, Page, Upload
-from services.metadata.ports import Store
+from services.metadata.model.catalog import Audio, Upload
+from services.metadata.model.page import Page
+from services.metadata.ports.store import Store
 
 
 class Audios:

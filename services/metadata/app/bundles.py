@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from services.metadata.model import StoredBundle
-from services.metadata.ports import Store
+from services.metadata.model.catalog import StoredBundle
+from services.metadata.ports.store import Store
 
 
 class Bundles:

@@ -7,8 +7,9 @@ import secrets
 
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
 from services.common.names import new_id
-from services.metadata.model import ApiKey, Page, Principal, Team
-from services.metadata.ports import Store
+from services.metadata.model.identity import ApiKey, Principal, Team
+from services.metadata.model.page import Page
+from services.metadata.ports.store import Store
 
 
 def hash_token(token: str) -> str:

@@ -9,18 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
-from services.metadata.model import (
-    FINAL_STATES,
-    AttemptRecord,
-    Job,
-    JobEvent,
-    JobState,
-    Page,
-    QueueDepth,
-    VoiceState,
-    WorkerRow,
-)
-from services.metadata.ports import Store, Transaction, Wakeups
+from services.metadata.model.catalog import VoiceState
+from services.metadata.model.fleet import QueueDepth, WorkerRow
+from services.metadata.model.jobs import FINAL_STATES, AttemptRecord, Job, JobEvent, JobState
+from services.metadata.model.page import Page
+from services.metadata.ports.store import Store, Transaction, Wakeups
 
 PROGRESS_S = 1.0
 HEARTBEAT_S = 10.0

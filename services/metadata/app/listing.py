@@ -8,7 +8,7 @@ import json
 import re
 
 from services.common.errors import Reason, invalid
-from services.metadata.model import Page
+from services.metadata.model.page import Page
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000

@@ -12,8 +12,9 @@ from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
 from services.metadata.app.voices import resolve_voice, voice_exists
-from services.metadata.model import Audio, Job, JobState, NewJob, PriorityClass, Voice, VoiceState
-from services.metadata.ports import Store, Transaction
+from services.metadata.model.catalog import Audio, Voice, VoiceState
+from services.metadata.model.jobs import Job, JobState, NewJob, PriorityClass
+from services.metadata.ports.store import Store, Transaction
 
 MIN_TRAINING_S = 10.0
 MAX_TEXT = 5000

@@ -9,8 +9,10 @@ from typing import Any
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found, precondition
 from services.common.jobs.tasks import Blob
-from services.metadata.model import CheckpointRow, Page, Reference, Voice, VoiceState
-from services.metadata.ports import Store, Transaction
+from services.metadata.model.catalog import Reference, Voice, VoiceState
+from services.metadata.model.jobs import CheckpointRow
+from services.metadata.model.page import Page
+from services.metadata.ports.store import Store, Transaction
 
 MIN_REFERENCE_S = 3.0
 MAX_REFERENCE_S = 30.0

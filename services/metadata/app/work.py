@@ -22,16 +22,11 @@ from services.common.jobs.model import (
     Succeeded,
 )
 from services.metadata.app.jobs import fail_voice_of
-from services.metadata.model import (
-    Audio,
-    CheckpointRow,
-    Job,
-    JobState,
-    Page,
-    VoiceState,
-    WorkerRow,
-)
-from services.metadata.ports import Store, Transaction, Wakeups
+from services.metadata.model.catalog import Audio, VoiceState
+from services.metadata.model.fleet import WorkerRow
+from services.metadata.model.jobs import CheckpointRow, Job, JobState
+from services.metadata.model.page import Page
+from services.metadata.ports.store import Store, Transaction, Wakeups
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,9 @@ from google.protobuf import json_format, message, timestamp_pb2
 from services.common import telemetry
 from services.common.jobs.grpc_ledger import blob_to_proto
 from services.metadata.app.jobs import waiting_reason
-from services.metadata.model import (
-    ApiKey,
-    AttemptRecord,
-    Audio,
-    CheckpointRow,
-    Job,
-    JobEvent,
-    JobState,
-    Team,
-    Upload,
-    Voice,
-    VoiceState,
-)
+from services.metadata.model.catalog import Audio, Upload, Voice, VoiceState
+from services.metadata.model.identity import ApiKey, Team
+from services.metadata.model.jobs import AttemptRecord, CheckpointRow, Job, JobEvent, JobState
 from voxfleet.internal.v1 import catalog_pb2
 from voxfleet.v1 import audio_pb2, error_pb2, job_pb2, trust_pb2, voice_pb2
 

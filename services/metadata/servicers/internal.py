@@ -27,7 +27,8 @@ from services.metadata.app.bundles import Bundles
 from services.metadata.app.identity import Identity
 from services.metadata.app.voices import Voices
 from services.metadata.app.work import Claimed, Ended, Work, WorkSession
-from services.metadata.model import StoredBundle, WorkerRow
+from services.metadata.model.catalog import StoredBundle
+from services.metadata.model.fleet import WorkerRow
 from services.metadata.servicers import convert
 from voxfleet.internal.v1 import catalog_pb2, identity_pb2, work_pb2
 from voxfleet.v1 import audio_pb2

@@ -16,7 +16,7 @@ from services.metadata.app.identity import Identity
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.listing import next_token, page_of
 from services.metadata.app.voices import Voices
-from services.metadata.model import Audio, Reference, Voice, VoiceState
+from services.metadata.model.catalog import Audio, Reference, Voice, VoiceState
 from services.metadata.servicers import convert
 from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, trust_pb2, voice_pb2
 

@@ -15,7 +15,9 @@ from services.metadata.adapters.ledger import _SQL
 from services.metadata.app.identity import hash_token
 from services.metadata.app.listing import page_of
 from services.metadata.app.submit import Line
-from services.metadata.model import JobState, Page, VoiceState
+from services.metadata.model.catalog import VoiceState
+from services.metadata.model.jobs import JobState
+from services.metadata.model.page import Page
 from services.metadata.servicers.jobs import JobServicer
 from services.metadata.servicers.resources import TrustServicer
 from tests.integration.metadata.test_ledger import blob, claim_one, make_voice, request, train

@@ -10,7 +10,9 @@ from services.common.jobs import tasks
 from services.common.jobs.model import Checkpoint, Progress, Released, StopKind, Succeeded, VoiceOutput
 from services.metadata import migrate
 from services.metadata.app.submit import Line, Request
-from services.metadata.model import TRANSITIONS, JobState, Page, Reference, Voice, VoiceState
+from services.metadata.model.catalog import Reference, Voice, VoiceState
+from services.metadata.model.jobs import TRANSITIONS, JobState
+from services.metadata.model.page import Page
 
 SHA = "ab" * 32
 

@@ -1,7 +1,8 @@
 import pytest
 
 from services.common.errors import Reason, VoxfleetError
-from services.metadata.model import Page, VoiceState
+from services.metadata.model.catalog import VoiceState
+from services.metadata.model.page import Page
 from tests.integration.metadata.test_ledger import add_audio, make_voice
 
 

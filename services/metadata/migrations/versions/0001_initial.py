@@ -3,9 +3,7 @@
 Revision ID: 0001
 """
 
-from pathlib import Path
-
-from alembic import op
+from services.metadata.migrations import run_sql
 
 revision = "0001"
 down_revision = None
@@ -14,9 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    sql = (Path(__file__).parents[1] / "sql" / "0001_initial.sql").read_text()
-    # The driver's own cursor: the file holds colons and percent signs that text() would read as binds.
-    op.get_bind().connection.cursor().execute(sql)
+    run_sql("0001_initial.sql")
 
 
 def downgrade() -> None:

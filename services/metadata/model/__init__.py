@@ -1,0 +1,1 @@
+"""What metadata keeps, as plain data."""

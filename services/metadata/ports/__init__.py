@@ -1,0 +1,1 @@
+"""What metadata's use cases need of a database, as Protocols."""
