@@ -12,6 +12,7 @@ from services.common.errors import Reason, VoxfleetError, invalid
 
 TEAM_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{1,38}[a-z0-9]")
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{2,62}[a-z0-9]")
+NODE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
 COLLECTIONS = ("audios", "uploads", "voices", "jobs", "lexicons", "dubs", "consents", "webhooks", "apiKeys")
 
@@ -56,6 +57,34 @@ def parse(name: str, collection: str, *, field: str = "name") -> Name:
     ):
         raise _malformed(field, name, f"teams/{{team}}/{collection}/{{id}}")
     return Name(parts[1], collection, parts[3])
+
+
+def parse_quota(name: str, *, field: str = "name") -> str:
+    """The team's id in ``teams/{team}/quota``.
+
+    Raises:
+        VoxfleetError: INVALID_ARGUMENT where it is not of that form.
+    """
+    parts = name.split("/")
+    if (
+        len(parts) != 3
+        or (parts[0], parts[2]) != ("teams", "quota")
+        or not TEAM_PATTERN.fullmatch(parts[1])
+    ):
+        raise _malformed(field, name, "teams/{team}/quota")
+    return parts[1]
+
+
+def parse_node(name: str, *, field: str = "name") -> str:
+    """A node's whole name, ``nodes/{node}``: what Ray's nodes are known by everywhere.
+
+    Raises:
+        VoxfleetError: INVALID_ARGUMENT where it is not of that form.
+    """
+    prefix, _, node = name.partition("/")
+    if prefix != "nodes" or not NODE_PATTERN.fullmatch(node):
+        raise _malformed(field, name, "nodes/{node}")
+    return name
 
 
 def check_id(value: str, *, field: str) -> str:

@@ -21,12 +21,13 @@ from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles
 from services.metadata.app.identity import Identity
 from services.metadata.app.jobs import Jobs
+from services.metadata.app.ledger import Ledger, LedgerSettings
 from services.metadata.app.submit import Submitter
 from services.metadata.app.voices import Voices
-from services.metadata.app.work import Work
-from services.metadata.servicers.internal import CatalogServicer, IdentityServicer, WorkServicer
+from services.metadata.servicers.internal import CatalogServicer, IdentityServicer
 from services.metadata.servicers.jobs import JobServicer, SubmitServicer
 from services.metadata.servicers.resources import AudioServicer, FleetServicer, TrustServicer, VoiceServicer
+from services.metadata.servicers.work import WorkServicer
 from services.metadata.settings import MetadataSettings
 
 log = logging.getLogger(__name__)
@@ -43,31 +44,34 @@ async def serve(settings: MetadataSettings) -> None:
     await _schema(settings)
     store = PostgresStore(settings.database_url, pool_size=settings.pool_size)
     wakeups = PostgresWakeups(settings.database_url)
-    audios = Audios(store, upload_ttl_s=settings.upload_ttl_s)
-    voices, bundles, identity = Voices(store), Bundles(store), Identity(store)
-    jobs = Jobs(store, wakeups)
-    work = Work(
+    ledger = Ledger(
         store,
         wakeups,
-        lease_s=settings.lease_s,
-        poll_s=settings.claim_poll_s,
-        keep_checkpoints=settings.keep_checkpoints,
-        output_ttl_s=settings.output_ttl_s,
+        LedgerSettings(
+            lease_s=settings.lease_s,
+            sweep_s=settings.sweep_s,
+            refresh_s=settings.claim_poll_s,
+            keep_checkpoints=settings.keep_checkpoints,
+            output_ttl_s=settings.output_ttl_s,
+        ),
     )
+    audios = Audios(store, upload_ttl_s=settings.upload_ttl_s)
+    voices, bundles, identity = Voices(store), Bundles(store), Identity(store)
     if settings.bootstrap_team and settings.bootstrap_token:
         await identity.bootstrap(settings.bootstrap_team, settings.bootstrap_token)
 
+    work = WorkServicer(ledger.work, ledger.dispatcher, ledger.orders)
     submit = SubmitServicer(Submitter(store, max_attempts=settings.max_attempts))
     servicers: list[tuple[str, object]] = [
         ("voxfleet.internal.v1.IdentityService", IdentityServicer(identity)),
         ("voxfleet.internal.v1.CatalogService", CatalogServicer(audios, voices, bundles)),
-        ("voxfleet.internal.v1.WorkService", WorkServicer(work)),
+        ("voxfleet.internal.v1.WorkService", work),
         ("voxfleet.v1.AudioService", AudioServicer(audios)),
         ("voxfleet.v1.VoiceService", VoiceServicer(voices)),
         ("voxfleet.v1.VoiceService", submit),
         ("voxfleet.v1.SynthesisService", submit),
-        ("voxfleet.v1.JobService", JobServicer(jobs)),
-        ("voxfleet.v1.FleetService", FleetServicer(jobs, distributions.version("voxfleet"))),
+        ("voxfleet.v1.JobService", JobServicer(ledger.jobs)),
+        ("voxfleet.v1.FleetService", FleetServicer(ledger.jobs, distributions.version("voxfleet"))),
         ("voxfleet.v1.TrustService", TrustServicer(identity)),
     ]
     server = RpcServer(
@@ -77,11 +81,14 @@ async def serve(settings: MetadataSettings) -> None:
         services=sorted({name for name, _ in servicers}),
     )
     loops = [
-        asyncio.create_task(wakeups.run()),
-        asyncio.create_task(_sweep(work, jobs, settings.sweep_s)),
+        asyncio.create_task(loop)
+        for loop in (wakeups.run(), ledger.run(), _measure(ledger.jobs, settings.sweep_s))
     ]
 
     async def stop() -> None:
+        # Watchers go on elsewhere at their cursor; workers keep their leases and come back.
+        ledger.feed.close()
+        work.drain()
         await server.drain()
         for task in loops:
             task.cancel()
@@ -109,12 +116,10 @@ async def _schema(settings: MetadataSettings) -> None:
         )
 
 
-async def _sweep(work: Work, jobs: Jobs, every_s: float) -> None:
-    """Takes back expired leases, ends batches, measures queues."""
+async def _measure(jobs: Jobs, every_s: float) -> None:
+    """Keeps the queues' gauges."""
     while True:
         try:
-            await work.expire()
-            await work.roll_up()
             depths = await jobs.queues()
             for gauge in (QUEUED, RUNNING, OLDEST):
                 gauge.clear()
@@ -124,10 +129,8 @@ async def _sweep(work: Work, jobs: Jobs, every_s: float) -> None:
                 RUNNING.labels(*labels).set(depth.running)
                 OLDEST.labels(*labels).set(depth.oldest_wait_s)
         except VoxfleetError as error:
-            log.warning("sweep: %s", error.message)
-        except Exception:
-            log.exception("sweep failed")
-        await asyncio.sleep(every_s)
+            log.warning("measuring: %s", error.message)
+        await asyncio.sleep(5 * every_s)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from services.common.jobs.model import (
     Capacity,
     Checkpoint,
     Fence,
+    FleetOrders,
     HeartbeatAck,
     Lease,
     Message,
@@ -91,7 +92,9 @@ class GrpcLedger:
             work_pb2.EndAttemptRequest(
                 fence=fence_to_proto(fence),
                 failed=work_pb2.AttemptFailed(
-                    error=status.to_proto(error), failure_class=error.failure.value
+                    error=status.to_proto(error),
+                    failure_class=error.failure.value,
+                    node=error.metadata.get("node", ""),
                 ),
             )
         )
@@ -146,6 +149,7 @@ class _GrpcWorkStream:
                 gpus_free=node.gpus_free,
                 cpus=node.cpus,
                 virtual_gpus=node.virtual_gpus,
+                gpu_type=node.gpu_type,
             )
             for node in capacity.nodes
         ]
@@ -179,6 +183,9 @@ class _GrpcWorkStream:
                         yield UnreadableLease(fence_from_proto(lease.fence), lease.job)
                 if response.HasField("notices"):
                     yield HeartbeatAck()
+                if response.HasField("orders"):
+                    orders = response.orders
+                    yield FleetOrders(frozenset(orders.drained_nodes), dict(orders.grants))
                 for notice in response.notices.notices:
                     if kind := _STOP_KINDS.get(notice.kind):
                         yield fence_from_proto(notice.fence), kind
@@ -234,6 +241,8 @@ def _lease_from_proto(lease: work_pb2.Lease) -> Lease:
         checkpoints=tuple(
             Checkpoint(blob_from_proto(c.blob), c.epoch, c.step, c.attempt) for c in lease.checkpoints
         ),
+        batch_scale=lease.batch_scale or 1.0,
+        avoid_nodes=tuple(lease.avoid_nodes),
     )
 
 

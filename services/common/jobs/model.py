@@ -39,6 +39,10 @@ class Lease:
     traceparent: str = ""
     checkpoints: tuple[Checkpoint, ...] = ()
     """Committed by earlier attempts, newest first."""
+    batch_scale: float = 1.0
+    """Share of the batch size to use: below 1 after a lack of memory."""
+    avoid_nodes: tuple[str, ...] = ()
+    """Where it failed lately: to be passed over where another node will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,18 @@ class UnreadableLease:
     job: str
 
 
-Message = Lease | UnreadableLease | HeartbeatAck | tuple[Fence, StopKind]
+@dataclass(frozen=True, slots=True)
+class FleetOrders:
+    """What the operators and the scheduler ask of every worker.
+
+    ``grants`` is how many GPUs belong to each pool; one that is not named keeps to its settings.
+    """
+
+    drained_nodes: frozenset[str] = frozenset()
+    grants: Mapping[str, float] = field(default_factory=dict)
+
+
+Message = Lease | UnreadableLease | HeartbeatAck | FleetOrders | tuple[Fence, StopKind]
 """What comes down a work channel."""
 
 
@@ -103,6 +118,7 @@ class NodeFacts:
     gpus_free: float
     cpus: float
     virtual_gpus: bool
+    gpu_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

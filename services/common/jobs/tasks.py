@@ -53,6 +53,7 @@ class TrainingParameters(_Task):
     f0_method: str = "fcpe"
     content_encoder: str = ""
     gpus: int = 1
+    gpu_type: str = ""
     seed: int = 1234
     max_steps: int = 0
 
@@ -69,10 +70,10 @@ class TrainTask(_Task):
 
 
 class RvcVoice(_Task):
-    """A trained voice and its package."""
+    """A trained voice and its package; None only while the job waits for the voice's training."""
 
     name: str
-    package: Blob
+    package: Blob | None = None
 
 
 class F5Voice(_Task):

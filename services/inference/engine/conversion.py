@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.artifacts.ports import ArtifactStore
-from services.common.errors import Reason, internal
-from services.common.jobs.tasks import ConvertTask, RvcVoice
+from services.common.errors import Reason, internal, not_found
+from services.common.jobs.tasks import Blob, ConvertTask, RvcVoice
 from services.common.media.decode import decode
 from services.engines.device import natural_device
 from services.engines.rvc.content import ContentSources
@@ -122,7 +122,7 @@ class ConversionBody:
 
     def _voice(self, voice: RvcVoice) -> Voice:
         """The voice in memory, loaded where it is not; two requests for one voice load it once."""
-        sha256 = voice.package.sha256
+        sha256 = _package(voice).sha256
         with self._lock:
             if sha256 in self._voices:
                 self._voices.move_to_end(sha256)
@@ -143,12 +143,13 @@ class ConversionBody:
 
     def _unpacked(self, voice: RvcVoice) -> Path:
         """The voice's directory on this node, under its package's hash; fetched once for all processes."""
-        directory = self._voices_dir / voice.package.sha256
+        stored = _package(voice)
+        directory = self._voices_dir / stored.sha256
         with _locked(directory.with_name(f"{directory.name}.lock")):
             if not directory.is_dir():
                 package = directory.with_name(f"{directory.name}.package")
                 try:
-                    fetch_file(self._store, voice.package, package, Reason.MODEL_NOT_FOUND)
+                    fetch_file(self._store, stored, package, Reason.MODEL_NOT_FOUND)
                     unpack_voice(package, directory)
                 finally:
                     package.unlink(missing_ok=True)
@@ -196,3 +197,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _package(voice: RvcVoice) -> Blob:
+    """Where the voice is stored. Errors: MODEL_NOT_FOUND where its training has left nothing."""
+    if voice.package is None:
+        raise not_found(Reason.MODEL_NOT_FOUND, f"the package of {voice.name}")
+    return voice.package

@@ -1,16 +1,17 @@
-"""The database: transactions in a role, and NOTIFY fanned out."""
+"""The database: transactions in a role, single statements of the workers' side, and NOTIFY fanned out."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import datetime as dt
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql as pg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -19,11 +20,21 @@ from services.common.errors import Reason, VoxfleetError, invalid, unavailable
 from services.metadata.adapters.catalog import CatalogQueries
 from services.metadata.adapters.ledger import LedgerQueries
 from services.metadata.migrate import sqlalchemy_url
+from services.metadata.model.jobs import PriorityClass
+from services.metadata.scheduling.lanes import LaneKey
 
 log = logging.getLogger(__name__)
 
 QUEUE_CHANNEL = "voxfleet_queue"
-JOB_CHANNEL = "voxfleet_job"
+
+_TIMEOUTS = "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+
+# Every statement of the workers' side finds its rows by an index, whatever the statistics say of a table
+# that was empty a minute ago; and it is planned once a connection.
+_HOT = (
+    f"{_TIMEOUTS} -c role=voxfleet_worker -c jit=off -c enable_seqscan=off -c enable_hashjoin=off "
+    "-c enable_mergejoin=off -c plan_cache_mode=force_generic_plan"
+)
 
 
 class PostgresTransaction(CatalogQueries, LedgerQueries):
@@ -32,31 +43,36 @@ class PostgresTransaction(CatalogQueries, LedgerQueries):
     def __init__(self, connection: AsyncConnection, driver: psycopg.AsyncConnection[object]) -> None:
         CatalogQueries.__init__(self, connection)
         LedgerQueries.__init__(self, driver)
-        self._wake: dict[str, set[str]] = {QUEUE_CHANNEL: set(), JOB_CHANNEL: set()}
+        self._lanes: set[LaneKey] = set()
 
-    def wake_queue(self, kinds: Sequence[str]) -> None:
-        """Wakes the claimers of these kinds once the transaction has committed."""
-        self._wake[QUEUE_CHANNEL].update(kinds)
-
-    def wake_watchers(self, jobs: Sequence[str]) -> None:
-        """Wakes the watchers of these jobs once the transaction has committed."""
-        self._wake[JOB_CHANNEL].update(job for job in jobs if job)
+    def wake_lanes(self, lanes: Iterable[LaneKey]) -> None:
+        """Tells every claimer, once this has committed, that there may be something in these lanes."""
+        self._lanes.update(lanes)
 
     async def send_wakeups(self) -> None:
         """NOTIFY travels with the commit."""
-        for channel, payloads in self._wake.items():
-            if payloads:
-                await self._run("notify", channel=channel, payloads=sorted(payloads))
+        if self._lanes:
+            payloads = [f"{lane.kind}/{int(lane.priority_class)}/{lane.team}" for lane in self._lanes]
+            await self._run("notify", channel=QUEUE_CHANNEL, payloads=sorted(payloads))
 
 
 class PostgresStore:
-    """The database behind two pools of connections.
+    """The database behind three pools of connections.
 
     Tenants have one of their own: however many of them list and watch, the leases of running work are
-    extended in time.
+    extended in time. Claims, heartbeats and ends go through a third, of connections that are in the workers'
+    role from the start and commit each statement by itself: one round trip each.
+
+    Args:
+        database_url: of the database.
+        pool_size: connections in each pool.
+        now: what the ledger's clock shows, for tests; the database's own where None.
     """
 
-    def __init__(self, database_url: str, *, pool_size: int) -> None:
+    def __init__(
+        self, database_url: str, *, pool_size: int, now: Callable[[], dt.datetime] | None = None
+    ) -> None:
+        self._now = now
         self._services, self._tenants = (
             create_async_engine(
                 sqlalchemy_url(database_url),
@@ -64,15 +80,23 @@ class PostgresStore:
                 max_overflow=0,
                 pool_timeout=10,
                 pool_pre_ping=True,
-                connect_args={
-                    "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000"
-                },
+                connect_args={"options": _TIMEOUTS},
             )
             for _ in range(2)
         )
+        self._hot = AsyncConnectionPool(
+            database_url,
+            min_size=0,
+            max_size=pool_size,
+            timeout=10,
+            open=False,
+            kwargs={"autocommit": True, "options": _HOT, "prepare_threshold": 2},
+        )
+        self._opening = asyncio.Lock()
 
     async def close(self) -> None:
         """Closes the pools."""
+        await self._hot.close()
         await self._services.dispose()
         await self._tenants.dispose()
 
@@ -89,6 +113,21 @@ class PostgresStore:
             yield transaction
 
     @asynccontextmanager
+    async def leases(self) -> AsyncIterator[LedgerQueries]:
+        """Single statements, each of which commits by itself. Errors: DATABASE_UNAVAILABLE."""
+        if self._hot.closed:
+            async with self._opening:
+                if self._hot.closed:
+                    await self._hot.open()
+        try:
+            async with self._hot.connection() as connection:
+                if self._now is not None:
+                    await connection.execute(_SET_NOW, [self._now().isoformat()])
+                yield LedgerQueries(connection)
+        except (psycopg.OperationalError, PoolTimeout, PoolClosed) as error:
+            raise _unavailable(error) from error
+
+    @asynccontextmanager
     async def _transaction(
         self, engine: AsyncEngine, role: str, team: str
     ) -> AsyncIterator[PostgresTransaction]:
@@ -98,6 +137,8 @@ class PostgresStore:
                 raw = await connection.get_raw_connection()
                 driver = raw.driver_connection
                 assert isinstance(driver, psycopg.AsyncConnection)
+                if self._now is not None:
+                    await driver.execute(_SET_NOW, [self._now().isoformat()])
                 transaction = PostgresTransaction(connection, driver)
                 yield transaction
                 await transaction.send_wakeups()
@@ -116,6 +157,7 @@ class PostgresStore:
 
 
 _ENTER = sa.text("SELECT set_config('role', :role, true), set_config('voxfleet.team', :team, true)")
+_SET_NOW = "SELECT set_config('voxfleet.now', %s, false)"
 
 
 def _unavailable(error: Exception) -> VoxfleetError:
@@ -126,11 +168,15 @@ def _unavailable(error: Exception) -> VoxfleetError:
 
 
 class PostgresWakeups:
-    """One LISTEN connection of this process, fanned out to whoever waits."""
+    """One LISTEN connection of this process, fanned out to whoever subscribed."""
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
-        self._waiting: dict[tuple[str, str], set[_Wakeup]] = {}
+        self._subscribers: list[Callable[[LaneKey | None], None]] = []
+
+    def subscribe(self, heard: Callable[[LaneKey | None], None]) -> None:
+        """Calls with each lane that may have got something; with None where some may have been missed."""
+        self._subscribers.append(heard)
 
     async def run(self) -> None:
         """Listens until cancelled; opens the connection anew when it breaks."""
@@ -138,59 +184,24 @@ class PostgresWakeups:
             try:
                 connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
                 async with connection:
-                    for channel in (QUEUE_CHANNEL, JOB_CHANNEL):
-                        await connection.execute(pg.SQL("LISTEN {}").format(pg.Identifier(channel)))
+                    await connection.execute(pg.SQL("LISTEN {}").format(pg.Identifier(QUEUE_CHANNEL)))
                     # Whoever waited while we were deaf looks for itself.
-                    self._wake(waiter for waiters in self._waiting.values() for waiter in waiters)
+                    self._tell(None)
                     async for notice in connection.notifies():
-                        self._wake(self._waiting.get((notice.channel, notice.payload), ()))
+                        self._tell(_lane(notice.payload))
             except psycopg.Error as error:
                 log.warning("wake-ups: %s", error)
             await asyncio.sleep(0.5)
 
-    @asynccontextmanager
-    async def queue(self, kinds: Sequence[str]) -> AsyncIterator[_Wakeup]:
-        """Wakes when work of these kinds may have come."""
-        with self._registered([(QUEUE_CHANNEL, kind) for kind in kinds]) as wakeup:
-            yield wakeup
-
-    @asynccontextmanager
-    async def job(self, job: str) -> AsyncIterator[_Wakeup]:
-        """Wakes when something happened to this job."""
-        with self._registered([(JOB_CHANNEL, job)]) as wakeup:
-            yield wakeup
-
-    @contextlib.contextmanager
-    def _registered(self, keys: Sequence[tuple[str, str]]) -> Iterator[_Wakeup]:
-        wakeup = _Wakeup()
-        for key in keys:
-            self._waiting.setdefault(key, set()).add(wakeup)
-        try:
-            yield wakeup
-        finally:
-            for key in keys:
-                self._waiting[key].discard(wakeup)
-                if not self._waiting[key]:
-                    del self._waiting[key]
-
-    def _wake(self, waiters: Iterable[_Wakeup]) -> None:
-        for waiter in list(waiters):
-            waiter.set()
+    def _tell(self, lane: LaneKey | None) -> None:
+        for heard in self._subscribers:
+            heard(lane)
 
 
-class _Wakeup:
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait(self, timeout_s: float) -> bool:
-        try:
-            # Not wait_for, which on Python 3.11 can swallow a cancellation.
-            async with asyncio.timeout(timeout_s):
-                await self._event.wait()
-        except TimeoutError:
-            return False
-        self._event.clear()
-        return True
+def _lane(payload: str) -> LaneKey | None:
+    """The lane that a notice names; None of a release that says it otherwise."""
+    try:
+        kind, priority_class, team = payload.split("/")
+        return LaneKey(kind, PriorityClass(int(priority_class)), team)
+    except ValueError:
+        return None

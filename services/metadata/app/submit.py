@@ -11,14 +11,25 @@ from typing import Any
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
-from services.metadata.app.voices import resolve_voice, voice_exists
-from services.metadata.model.catalog import Audio, Voice, VoiceState
+from services.metadata.app.endings import lane_of
+from services.metadata.app.resolving import (
+    CONVERSION_GPUS,
+    Line,
+    check_trainable,
+    converting_voice,
+    line_job,
+    source_of,
+    speaking_voice,
+    team_audio,
+)
+from services.metadata.app.voices import voice_exists
+from services.metadata.model.catalog import Voice, VoiceState
 from services.metadata.model.jobs import Job, JobState, NewJob, PriorityClass
 from services.metadata.ports.store import Store, Transaction
+from services.metadata.scheduling.lanes import LaneKey
 
-MIN_TRAINING_S = 10.0
-MAX_TEXT = 5000
 MAX_BATCH_ITEMS = 100_000
+MAX_DEPENDENCIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +44,10 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=dict)
     display_name: str = ""
     traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One text of a batch, with the batch's own settings already applied."""
-
-    id: str
-    text: str
-    voice: str
-    parameters: tasks.SpeakingParameters
-    style: str = ""
+    depends_on: tuple[str, ...] = ()
+    """Names of jobs of the same team that must succeed first."""
+    priority: int = 0
+    """Order within the class, higher first."""
 
 
 class Submitter:
@@ -71,8 +75,8 @@ class Submitter:
         async with self._store.tenant(team) as tx:
             if found := await self._repeat(tx, request, "TrainVoice", job_id):
                 return found
-            clips = [await _audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
-            _check_trainable(clips, force=force)
+            clips = [await team_audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
+            check_trainable(clips, force=force)
             voice = Voice(
                 team,
                 voice_id,
@@ -89,11 +93,16 @@ class Submitter:
                 team=team,
                 voice=voice.name,
                 display_name=voice.display_name,
-                audios=tuple(_source(clip) for clip in clips),
+                audios=tuple(source_of(clip) for clip in clips),
                 parameters=parameters,
             )
             job = self._job(request, job_id, task.kind, PriorityClass.TRAINING, task.model_dump_json())
-            job = replace(job, gpus=float(parameters.gpus))
+            job = replace(
+                job,
+                gpus=float(parameters.gpus),
+                gpu_type=parameters.gpu_type,
+                size=sum(clip.duration_s for clip in clips),
+            )
             if request.validate_only:
                 return _preview(job)
             if not await tx.add_voice(voice):
@@ -117,26 +126,23 @@ class Submitter:
         async with self._store.tenant(team) as tx:
             if found := await self._repeat(tx, request, "ConvertAudio", job_id):
                 return found
-            clips = [await _audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
-            voice, _, _ = await resolve_voice(tx, team, names.parse(voice_name, "voices", field="voice").id)
-            if voice.engine != "rvc" or voice.package is None:
-                raise invalid(
-                    Reason.UNSUPPORTED_ENGINE,
-                    f"{voice.name} is a zero-shot voice; converting needs a trained one: use TrainVoice",
-                    field="voice",
-                    engine=voice.engine,
-                )
-            target = tasks.RvcVoice(name=voice.name, package=voice.package)
+            clips = [await team_audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
+            target = await converting_voice(tx, team, voice_name, request.depends_on)
             jobs = [
                 tasks.ConvertTask(
-                    team=team, audio=_source(clip), voice=target, parameters=parameters, output=output
+                    team=team, audio=source_of(clip), voice=target, parameters=parameters, output=output
                 )
                 for clip in clips
             ]
             if len(jobs) == 1:
                 task = jobs[0].model_dump_json()
                 job = self._job(request, job_id, "rvc.convert", PriorityClass.CONVERSION, task)
-                job = replace(job, display_name=request.display_name or clips[0].display_name)
+                job = replace(
+                    job,
+                    display_name=request.display_name or clips[0].display_name,
+                    gpus=CONVERSION_GPUS,
+                    size=clips[0].duration_s,
+                )
                 return _preview(job) if request.validate_only else await self._add(tx, job)
             items = [
                 NewJob(
@@ -148,6 +154,8 @@ class Submitter:
                     spec={},
                     display_name=clip.display_name,
                     item_id=clip.name,
+                    gpus=CONVERSION_GPUS,
+                    size=clip.duration_s,
                 )
                 for task, clip in zip(jobs, clips, strict=True)
             ]
@@ -171,8 +179,8 @@ class Submitter:
                     await asyncio.sleep(0)
                 key = (line.voice, line.style)
                 if key not in voices:
-                    voices[key] = await _speaking_voice(tx, team, line.voice, line.style)
-                items.append(_line_job(team, line, voices[key], output))
+                    voices[key] = await speaking_voice(tx, team, line.voice, line.style)
+                items.append(line_job(team, line, voices[key], output))
             errors = [found for found in voices.values() if isinstance(found, VoxfleetError)]
             if errors and len(errors) == len(voices):
                 raise errors[0]
@@ -202,6 +210,22 @@ class Submitter:
             raise not_found(Reason.JOB_NOT_FOUND, f"teams/{request.team}/jobs/{first}")
         return job
 
+    async def _check_queue(self, tx: Transaction, team: str, more: int) -> None:
+        """Errors: QUEUE_FULL where a team would have more waiting than its quota lets it."""
+        quota = await tx.get_quota(team)
+        if not quota.max_queued_jobs:
+            return
+        await tx.lock_submits(team)
+        queued = await tx.count_queued(team, quota.max_queued_jobs + 1)
+        if queued + more > quota.max_queued_jobs:
+            raise VoxfleetError(
+                Reason.QUEUE_FULL,
+                f"teams/{team} may have {quota.max_queued_jobs} jobs waiting; {queued} do, this adds {more}",
+                kind=Kind.EXHAUSTED,
+                metadata={"max_queued_jobs": quota.max_queued_jobs, "queued_jobs": queued},
+                retry_after_s=30,
+            )
+
     def _job(
         self, request: Request, job_id: str, kind: str, priority_class: PriorityClass, task: str
     ) -> NewJob:
@@ -216,13 +240,17 @@ class Submitter:
             labels=request.labels,
             max_attempts=self._max_attempts,
             traceparent=request.traceparent,
+            depends_on=_dependencies(request),
+            priority=request.priority,
         )
 
     async def _add(self, tx: Transaction, job: NewJob) -> Job:
+        await self._check_queue(tx, job.team, 1)
         await tx.add_jobs(job.team, [job])
-        tx.wake_queue([job.kind])
         found = await tx.get_job(job.team, job.id)
         assert found is not None
+        if not found.blockers:
+            tx.wake_lanes([lane_of(found)])
         return found
 
     async def _add_batch(
@@ -240,76 +268,35 @@ class Submitter:
                 item_id=item.item_id or str(index),
                 max_attempts=self._max_attempts,
                 traceparent=request.traceparent,
+                priority=request.priority,
             )
             for index, item in enumerate(items)
         ]
+        waiting = sum(child.state is JobState.QUEUED for child in children)
+        await self._check_queue(tx, request.team, waiting)
+        batch = replace(batch, items_total=len(children), items_failed=len(children) - waiting)
         await tx.add_jobs(request.team, [batch, *children])
-        tx.wake_queue([item_kind])
         found = await tx.get_job(request.team, job_id)
         assert found is not None
+        if not found.blockers and waiting:
+            tx.wake_lanes([LaneKey(item_kind, PriorityClass.BATCH, request.team)])
         return found
 
 
-def _line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output: tasks.Output) -> NewJob:
-    error: VoxfleetError | None = voice if isinstance(voice, VoxfleetError) else None
-    if not line.text.strip():
-        error = invalid(Reason.TEXT_EMPTY, "this item has no text to speak", field="text")
-    elif len(line.text) > MAX_TEXT:
-        error = invalid(
-            Reason.TEXT_TOO_LONG,
-            f"an item has at most {MAX_TEXT} characters; this one has {len(line.text)}",
-            field="text",
-            max_characters=MAX_TEXT,
+def _dependencies(request: Request) -> tuple[str, ...]:
+    if len(request.depends_on) > MAX_DEPENDENCIES:
+        raise invalid(
+            Reason.INVALID_ARGUMENT,
+            f"a job depends on at most {MAX_DEPENDENCIES} others, not {len(request.depends_on)}",
+            field="depends_on",
         )
-    elif "\x00" in line.text:
-        error = invalid(Reason.UNSUPPORTED_CHARACTERS, "this item's text holds a NUL character", field="text")
-    if error is not None or isinstance(voice, VoxfleetError):
-        assert error is not None
-        task = tasks.BatchTask(team=team, item_kind="f5.item").model_dump_json()
-        state, stored = JobState.FAILED, error.to_dict()
-    else:
-        task = tasks.SpeakTask(
-            team=team,
-            text=line.text,
-            voice=voice,
-            parameters=line.parameters,
-            output=output,
-            display_name=line.id,
-        ).model_dump_json()
-        state, stored = JobState.QUEUED, None
-    text = line.text[:MAX_TEXT].replace("\x00", "\N{REPLACEMENT CHARACTER}")
-    return NewJob(
-        team=team,
-        id=names.new_id(),
-        kind="f5.item",
-        priority_class=PriorityClass.BATCH,
-        task=task,
-        spec={"text": text},
-        display_name=text[:80],
-        item_id=line.id,
-        state=state,
-        error=stored,
-    )
-
-
-async def _speaking_voice(
-    tx: Transaction, team: str, voice_name: str, style: str
-) -> tasks.F5Voice | VoxfleetError:
-    try:
-        name = names.parse(voice_name, "voices", field="voice")
-        if name.team != team:
-            return not_found(Reason.VOICE_NOT_FOUND, voice_name)
-        voice, reference, text = await resolve_voice(tx, team, name.id, style=style)
-    except VoxfleetError as error:
-        return error
-    if reference is None:
-        return invalid(
-            Reason.UNSUPPORTED_ENGINE,
-            f"{voice.name} is a trained voice, which converts; speaking text needs a zero-shot voice",
-            field="voice",
-            engine=voice.engine,
-        )
-    return tasks.F5Voice(name=voice.name, reference=reference, reference_text=text, languages=voice.languages)
+    found = []
+    for number, name in enumerate(request.depends_on):
+        parsed = names.parse(name, "jobs", field=f"depends_on[{number}]")
+        if parsed.team != request.team:
+            raise not_found(Reason.JOB_NOT_FOUND, name)
+        found.append(parsed.id)
+    return tuple(dict.fromkeys(found))
 
 
 def _preview(job: NewJob) -> Job:
@@ -343,48 +330,3 @@ def _preview(job: NewJob) -> Job:
         ended_at=None,
         updated_at=now,
     )
-
-
-async def _audio(tx: Transaction, team: str, name: str, field: str) -> Audio:
-    parsed = names.parse(name, "audios", field=field)
-    audio = await tx.get_audio(team, parsed.id) if parsed.team == team else None
-    if audio is None:
-        raise not_found(Reason.AUDIO_NOT_FOUND, name)
-    return audio
-
-
-def _source(audio: Audio) -> tasks.SourceAudio:
-    return tasks.SourceAudio(
-        name=audio.name,
-        blob=audio.blob,
-        duration_s=audio.duration_s,
-        display_name=audio.display_name,
-    )
-
-
-def _check_trainable(clips: Sequence[Audio], *, force: bool) -> None:
-    total_s = sum(clip.duration_s for clip in clips)
-    if total_s < MIN_TRAINING_S:
-        raise invalid(
-            Reason.AUDIO_TOO_SHORT,
-            f"training needs at least {MIN_TRAINING_S:g} s of audio, best 5 to 10 minutes; "
-            f"these have {total_s:.1f} s",
-            field="audios",
-            duration_s=f"{total_s:.3f}",
-            min_duration_s=MIN_TRAINING_S,
-        )
-    for number, clip in enumerate(clips):
-        if force or clip.assessment.get("trainable"):
-            continue
-        reasons = "; ".join(clip.assessment.get("reasons", ()))
-        raise VoxfleetError(
-            Reason.QUALITY_TOO_LOW,
-            f"audios[{number}] is graded {clip.assessment.get('grade', '?')}: {reasons or 'too noisy'}. "
-            "Record it again, clean it, or set `force`",
-            kind=Kind.PRECONDITION,
-            metadata={
-                "grade": clip.assessment.get("grade", ""),
-                "actual_snr_db": f"{clip.measures.get('snr_db', 0.0):.1f}",
-                "min_snr_db": 15,
-            },
-        )

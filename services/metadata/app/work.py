@@ -1,4 +1,4 @@
-"""The workers' side: leases out, heartbeats in, attempts ended, each write fenced."""
+"""The workers' side: heartbeats in, attempts ended, each write fenced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,29 +21,37 @@ from services.common.jobs.model import (
     StopKind,
     Succeeded,
 )
-from services.metadata.app.jobs import fail_voice_of
+from services.metadata.app.endings import fail_voice_of, lane_of
 from services.metadata.model.catalog import Audio, VoiceState
 from services.metadata.model.fleet import WorkerRow
-from services.metadata.model.jobs import CheckpointRow, Job, JobState
-from services.metadata.model.page import Page
-from services.metadata.ports.store import Store, Transaction, Wakeups
+from services.metadata.model.jobs import (
+    FINAL_STATES,
+    AttemptOutcome,
+    CheckpointRow,
+    End,
+    Job,
+    JobState,
+    LeasedJob,
+)
+from services.metadata.ports.store import Store, Transaction
+from services.metadata.scheduling.retry import Retry, decide
 
 log = logging.getLogger(__name__)
 
-RETRYABLE = frozenset({FailureClass.TRANSIENT, FailureClass.RESOURCE, FailureClass.NODE})
-BACK_OFF_BASE_S = 1.0
-BACK_OFF_CAP_S = 60.0
-
-_FIRST_GOOD = Page(size=1, filters={"state": "SUCCEEDED"})
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A lease as it goes out."""
 
-    job: Job
-    fence: Fence
-    checkpoints: tuple[CheckpointRow, ...]
+    job: LeasedJob
+    checkpoints: tuple[CheckpointRow, ...] = ()
+
+    @property
+    def fence(self) -> Fence:
+        """The right to work on it, once."""
+        return self.job.fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +64,34 @@ class Ended:
 
 
 class Work:
-    """The use cases of workers."""
+    """The use cases of workers.
+
+    Args:
+        store: the database.
+        ended: told of jobs whose attempt has ended, once that is committed.
+        lease_s: how long a lease holds without a heartbeat.
+        keep_checkpoints: of one training.
+        output_ttl_s: after which what a job made is deleted.
+        chance: of the jitter in back-offs.
+    """
 
     def __init__(
         self,
         store: Store,
-        wakeups: Wakeups,
+        ended: Callable[[Sequence[Job]], None],
         *,
         lease_s: float,
-        poll_s: float,
         keep_checkpoints: int,
         output_ttl_s: float,
+        chance: random.Random | None = None,
     ) -> None:
         self._store = store
-        self.wakeups = wakeups
+        self._ended = ended
         self.lease_s = lease_s
-        self.poll_s = poll_s
         self._keep = keep_checkpoints
         self._output_ttl = dt.timedelta(seconds=output_ttl_s)
+        self._chance = chance or random.Random()  # noqa: S311 - jitter
+        self._finisher = _Finisher(store)
 
     async def put_worker(self, row: WorkerRow) -> None:
         """Keeps what a worker said of itself."""
@@ -85,29 +103,25 @@ class Work:
         async with self._store.service() as tx:
             await tx.drop_worker(worker)
 
-    async def claim(self, worker: str, free: Mapping[str, int]) -> list[Claimed]:
-        """Leases up to ``free[kind]`` jobs of each kind."""
-        wanted = {kind: count for kind, count in free.items() if count > 0}
-        if not wanted:
-            return []
-        async with self._store.service() as tx:
-            claimed = await tx.claim(worker, wanted, self.lease_s)
-            trainings = [job.id for job, _ in claimed if job.kind == "rvc.train"]
-            saved = await tx.checkpoints_of(trainings) if trainings else {}
-            tx.wake_watchers([name for job, _ in claimed for name in (job.id, job.parent_id)])
-        return [Claimed(job, fence, tuple(saved.get(job.id, ()))) for job, fence in claimed]
+    async def with_checkpoints(self, jobs: Sequence[LeasedJob]) -> list[Claimed]:
+        """Claimed jobs as they go out, with what earlier attempts saved."""
+        trainings = [job.id for job in jobs if job.kind == "rvc.train" and job.attempt > 1]
+        if not trainings:
+            return [Claimed(job) for job in jobs]
+        async with self._store.leases() as rows:
+            saved = await rows.checkpoints_of(trainings)
+        return [Claimed(job, tuple(saved.get(job.id, ()))) for job in jobs]
 
     async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> list[tuple[Fence, StopKind]]:
         """Extends leases; says which are lost, cancelled or to be given back."""
-        async with self._store.service() as tx:
-            kept = await tx.heartbeat(beats, self.lease_s)
-            tx.wake_watchers([fence.job_id for fence, progress in beats if progress is not None])
+        async with self._store.leases() as rows:
+            kept = await rows.heartbeat(beats, self.lease_s)
         held = {fence for fence, _, _ in kept}
         notices = [(fence, StopKind.LOST) for fence, _ in beats if fence not in held]
-        for fence, state, paused in kept:
+        for fence, state, give_back in kept:
             if state is JobState.CANCELLING:
                 notices.append((fence, StopKind.CANCEL))
-            elif paused:
+            elif give_back:
                 notices.append((fence, StopKind.YIELD))
         return notices
 
@@ -122,20 +136,18 @@ class Work:
 
         Errors: LEASE_LOST.
         """
+        if not outcome.audios and outcome.voice is None:
+            done = await self._finisher.finish(_success(fence, outcome, [], ""))
+            if done is None:
+                raise lease_lost(fence)
+            self._ended([done])
+            return Ended(done)
         async with self._store.service() as tx:
             job = await _held(tx, fence)
             audios = [await self._add_output(tx, job, output) for output in outcome.audios]
             voice = await _publish_voice(tx, job, outcome)
-            result = {
-                "voice": voice,
-                "audios": audios,
-                "metrics": dict(outcome.metrics),
-                "weights": outcome.weights,
-                "weights_trained": outcome.weights_trained,
-                "curve": [{"step": step, "metrics": dict(point)} for step, point in outcome.curve],
-            }
-            job = await tx.end_attempt(job, JobState.SUCCEEDED, "done", result=result)
-            _wake(tx, job)
+            job = await _finish(tx, _success(fence, outcome, audios, voice))
+        self._ended([job])
         return Ended(job, tuple(audios), voice)
 
     async def release(self, fence: Fence, outcome: Released) -> Ended:
@@ -143,12 +155,19 @@ class Work:
         async with self._store.service() as tx:
             job = await _held(tx, fence)
             if job.state is JobState.CANCELLING:
-                return Ended(await _cancelled(tx, job))
-            reason = "PAUSED" if job.paused else "PREEMPTED" if outcome.message == "yield" else ""
-            message = f"given back: {outcome.message}"
-            job = await tx.end_attempt(job, JobState.QUEUED, message, waiting_reason=reason, more_attempts=1)
-            _wake(tx, job)
-            tx.wake_queue([job.kind])
+                end = _cancellation(job)
+            else:
+                yielded = outcome.message == StopKind.YIELD.value
+                end = End(
+                    fence,
+                    JobState.QUEUED,
+                    AttemptOutcome.RELEASED,
+                    f"given back: {outcome.message}",
+                    waiting_reason="PAUSED" if job.paused else "PREEMPTED" if yielded else "",
+                    more_attempts=1,
+                )
+            job = await self._end(tx, job, end)
+        self._ended([job])
         return Ended(job)
 
     async def cancelled(self, fence: Fence) -> Ended:
@@ -156,23 +175,30 @@ class Work:
         async with self._store.service() as tx:
             job = await _held(tx, fence)
             if job.state is not JobState.CANCELLING:
-                raise _lost(fence)
-            return Ended(await _cancelled(tx, job))
+                raise lease_lost(fence)
+            job = await self._end(tx, job, _cancellation(job))
+        self._ended([job])
+        return Ended(job)
 
-    async def fail(self, fence: Fence, error: Mapping[str, Any], failure: FailureClass) -> Ended:
+    async def fail(
+        self, fence: Fence, error: Mapping[str, Any], failure: FailureClass, *, node: str = ""
+    ) -> Ended:
         """Ends an attempt badly; tries again where its class and the attempts left allow.
 
         Errors: LEASE_LOST.
         """
         async with self._store.service() as tx:
             job = await _held(tx, fence)
-            return Ended(await _failed(tx, job, error, failure))
+            end = self._failure(job, AttemptOutcome.FAILED, error, failure, node)
+            job = await self._end(tx, job, end)
+        self._ended([job])
+        return Ended(job)
 
     async def expire(self) -> int:
         """Takes back the jobs whose lease has expired; returns how many."""
+        done: list[Job] = []
         async with self._store.service() as tx:
-            jobs = await tx.expired()
-            for job in jobs:
+            for job in await tx.expired(_AT_ONCE):
                 log.warning("%s: the lease of attempt %d expired", job.name, job.attempt)
                 error = VoxfleetError(
                     Reason.WORKER_LOST,
@@ -180,42 +206,54 @@ class Work:
                     kind=Kind.UNAVAILABLE,
                     failure=FailureClass.NODE,
                 )
-                await _failed(tx, job, error.to_dict(), FailureClass.NODE)
-        return len(jobs)
+                end = self._failure(job, AttemptOutcome.EXPIRED, error.to_dict(), FailureClass.NODE, job.node)
+                done.append(await self._end(tx, job, end))
+        self._ended(done)
+        return len(done)
 
-    async def roll_up(self) -> int:
-        """Counts the items of open batches, ends those that are done; returns how many are open."""
-        async with self._store.service() as tx:
-            batches = await tx.open_batches()
-            counts = await tx.batch_counts([batch.id for batch in batches])
-        for batch in batches:
-            await self._roll_up(batch, counts.get(batch.id, {}))
-        return len(batches)
+    def _failure(
+        self,
+        job: Job,
+        outcome: AttemptOutcome,
+        error: Mapping[str, Any],
+        failure: FailureClass,
+        node: str,
+    ) -> End:
+        """What becomes of a job whose attempt went badly."""
+        if job.state is JobState.CANCELLING:
+            return _cancellation(job)
+        message = f"{error.get('reason', '')}: {error.get('message', '')}"
+        verdict = decide(
+            failure,
+            attempt=job.attempt,
+            max_attempts=job.max_attempts,
+            node=node or job.node,
+            batch_scale=job.batch_scale,
+            chance=self._chance,
+        )
+        if not isinstance(verdict, Retry):
+            return End(job.fence, JobState.FAILED, outcome, message, error=error, failure_class=failure.value)
+        return End(
+            job.fence,
+            JobState.QUEUED,
+            outcome,
+            f"attempt {job.attempt} failed, next in {verdict.delay_s:.1f} s: {message}",
+            error=error,
+            failure_class=failure.value,
+            waiting_reason="BACK_OFF",
+            delay_s=verdict.delay_s,
+            batch_scale=verdict.batch_scale,
+            avoid_node=verdict.avoid_node,
+        )
 
-    async def _roll_up(self, seen: Job, counts: Mapping[str, int]) -> None:
-        total = counts.get("total", 0)
-        done = counts.get("succeeded", 0) + counts.get("failed", 0) + counts.get("cancelled", 0)
-        progress = {
-            "phase": "items",
-            "step": done,
-            "total_steps": total,
-            "percent": 100.0 * done / total if total else 100.0,
-            "metrics": {},
-            "message": f"{done} of {total} items, {counts.get('failed', 0)} failed",
-        }
-        began = counts.get("running", 0) + done > 0
-        if seen.progress == progress and done < total and not (began and seen.state is JobState.QUEUED):
-            return
-        async with self._store.service() as tx:
-            batch = await tx.lock_open_batch(seen.id)
-            if batch is None:
-                return
-            await tx.set_batch_progress(batch.id, progress)
-            if batch.state is JobState.QUEUED and began:
-                batch = await tx.change_state(batch, JobState.RUNNING, "first item began")
-            if done == total:
-                await _end_batch(tx, batch, counts)
-            tx.wake_watchers([batch.id])
+    async def _end(self, tx: Transaction, job: Job, end: End) -> Job:
+        """Ends the attempt of a job that is locked."""
+        job = await _finish(tx, end)
+        if job.state in FINAL_STATES:
+            await fail_voice_of(tx, job)
+        elif not job.paused:
+            tx.wake_lanes([lane_of(job)])
+        return job
 
     async def _add_output(self, tx: Transaction, job: Job, output: AudioOutput) -> str:
         now = dt.datetime.now(dt.UTC)
@@ -252,70 +290,55 @@ class Work:
         return audio.name
 
 
-class WorkSession:
-    """One worker process's channel: what it offered, and what was sent since."""
+class _Finisher:
+    """Ends attempts that made no rows: whoever comes while a statement runs goes with the next.
 
-    def __init__(self, work: Work, worker: WorkerRow) -> None:
-        self._work = work
-        self._row = worker
-        self._sent = 0
-        self._free: Mapping[str, int] = {}
-        self._offered = asyncio.Event()
+    So under load many ends cost one statement and one commit (group commit), and a lone one does not wait.
+    """
 
-    async def offer(self, row: WorkerRow, leases_seen: int) -> None:
-        """Takes an offer of capacity, unless it was made before our last leases arrived."""
-        if leases_seen < self._sent:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[tuple[End, asyncio.Future[Job | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def finish(self, end: End) -> Job | None:
+        """The job after its attempt; None where the fence is stale. Errors: DATABASE_UNAVAILABLE."""
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        self._pending.append((end, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            while self._pending:
+                batch, self._pending = self._pending[:_AT_ONCE], self._pending[_AT_ONCE:]
+                await self._finish(batch)
+        finally:
+            self._task = None
+
+    async def _finish(self, batch: Sequence[tuple[End, asyncio.Future[Job | None]]]) -> None:
+        try:
+            async with self._store.leases() as rows:
+                done = {job.id: job for job in await rows.finish([end for end, _ in batch])}
+        except Exception as error:  # noqa: BLE001 - each caller is told
+            told = error
+            _settle(batch, lambda future, _: future.set_exception(told))
             return
-        changed = (row.free, row.nodes, row.default_bundle) != (
-            self._row.free,
-            self._row.nodes,
-            self._row.default_bundle,
-        )
-        stale = row.last_seen - self._row.last_seen > dt.timedelta(seconds=10)
-        self._free = row.free
-        self._offered.set()
-        if changed or stale or not self._sent:
-            self._row = row
-            await self._work.put_worker(row)
-
-    async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> list[tuple[Fence, StopKind]]:
-        """Extends leases; see :meth:`Work.heartbeat`."""
-        return await self._work.heartbeat(beats)
-
-    async def leases(self) -> AsyncIterator[list[Claimed]]:
-        """Leases as work comes, within what was offered; after each batch a fresh offer is awaited."""
-        while True:
-            await self._offered.wait()
-            kinds = [kind for kind, count in self._free.items() if count > 0]
-            if not kinds:
-                self._offered.clear()
-                continue
-            async with self._work.wakeups.queue(kinds) as wakeup:
-                offer = self._free
-                claimed = await self._work.claim(self._row.worker, offer)
-                if not claimed:
-                    await wakeup.wait(self._work.poll_s)
-                    continue
-            self._sent += len(claimed)
-            self._free = {}
-            self._offered.clear()
-            yield claimed
+        _settle(batch, lambda future, end: future.set_result(done.pop(end.fence.job_id, None)))
 
 
-def back_off_s(attempt: int) -> float:
-    """Seconds before the next try: exponential, capped, with full jitter in its upper half."""
-    ceiling: float = min(BACK_OFF_CAP_S, BACK_OFF_BASE_S * 2 ** max(0, attempt - 1))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+def _settle(
+    batch: Iterable[tuple[End, asyncio.Future[Job | None]]],
+    settle: Callable[[asyncio.Future[Job | None], End], None],
+) -> None:
+    for end, future in batch:
+        if not future.done():  # its caller may have gone
+            settle(future, end)
 
 
-async def _held(tx: Transaction, fence: Fence) -> Job:
-    job = await tx.lock_lease(fence)
-    if job is None:
-        raise _lost(fence)
-    return job
-
-
-def _lost(fence: Fence) -> VoxfleetError:
+def lease_lost(fence: Fence) -> VoxfleetError:
+    """The error of a write under a lease that is gone."""
     return VoxfleetError(
         Reason.LEASE_LOST,
         "this lease is gone: another attempt may be running; stop and commit nothing",
@@ -325,36 +348,34 @@ def _lost(fence: Fence) -> VoxfleetError:
     )
 
 
-def _wake(tx: Transaction, job: Job) -> None:
-    tx.wake_watchers([job.id, job.parent_id])
+async def _held(tx: Transaction, fence: Fence) -> Job:
+    found = await tx.lock_leases([fence])
+    if not found:
+        raise lease_lost(fence)
+    return found[0]
 
 
-async def _cancelled(tx: Transaction, job: Job) -> Job:
-    job = await tx.end_attempt(job, JobState.CANCELLED, "stopped as asked")
-    await fail_voice_of(tx, job)
-    _wake(tx, job)
-    return job
+async def _finish(tx: Transaction, end: End) -> Job:
+    done = await tx.finish([end])
+    if not done:
+        raise lease_lost(end.fence)
+    return done[0]
 
 
-async def _failed(tx: Transaction, job: Job, error: Mapping[str, Any], failure: FailureClass) -> Job:
-    if job.state is JobState.CANCELLING:
-        return await _cancelled(tx, job)
-    message = f"{error.get('reason', '')}: {error.get('message', '')}"
-    if failure in RETRYABLE and job.attempt < job.max_attempts:
-        delay_s = back_off_s(job.attempt)
-        job = await tx.end_attempt(
-            job,
-            JobState.QUEUED,
-            f"attempt {job.attempt} failed, next in {delay_s:.1f} s: {message}",
-            error=error,
-            waiting_reason="BACK_OFF",
-            delay_s=delay_s,
-        )
-    else:
-        job = await tx.end_attempt(job, JobState.FAILED, message, error=error)
-        await fail_voice_of(tx, job)
-    _wake(tx, job)
-    return job
+def _success(fence: Fence, outcome: Succeeded, audios: Sequence[str], voice: str) -> End:
+    result = {
+        "voice": voice,
+        "audios": list(audios),
+        "metrics": dict(outcome.metrics),
+        "weights": outcome.weights,
+        "weights_trained": outcome.weights_trained,
+        "curve": [{"step": step, "metrics": dict(point)} for step, point in outcome.curve],
+    }
+    return End(fence, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, "done", result=result)
+
+
+def _cancellation(job: Job) -> End:
+    return End(job.fence, JobState.CANCELLED, AttemptOutcome.CANCELLED, "stopped as asked")
 
 
 async def _publish_voice(tx: Transaction, job: Job, outcome: Succeeded) -> str:
@@ -376,26 +397,3 @@ async def _publish_voice(tx: Transaction, job: Job, outcome: Succeeded) -> str:
         },
     )
     return name
-
-
-async def _end_batch(tx: Transaction, batch: Job, counts: Mapping[str, int]) -> None:
-    """SUCCEEDED with any good item, CANCELLED when it was asked to stop, FAILED only if every item failed."""
-    items = await tx.list_jobs(batch.team, _FIRST_GOOD, batch=batch.id)
-    made_with = items[0].result if items else {}
-    result = {
-        "weights": made_with.get("weights", ""),
-        "weights_trained": made_with.get("weights_trained", False),
-        "metrics": {key: float(value) for key, value in counts.items()},
-    }
-    error: Mapping[str, Any] | None = None
-    if batch.state is JobState.CANCELLING:
-        state, message = JobState.CANCELLED, "stopped as asked"
-    elif counts.get("succeeded", 0) > 0 or counts.get("total", 0) == 0:
-        state, message = JobState.SUCCEEDED, "all items ended"
-    else:
-        state, message = JobState.FAILED, "every item failed"
-        failure = VoxfleetError(
-            Reason.BATCH_ALL_FAILED, "every item failed: see each item's own error", kind=Kind.INVALID
-        )
-        error = failure.to_dict()
-    await tx.end_attempt(batch, state, message, error=error, result=result)

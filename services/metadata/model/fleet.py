@@ -1,4 +1,4 @@
-"""Workers, nodes and queues, as plain data."""
+"""Workers, nodes, queues and quotas, as plain data."""
 
 from __future__ import annotations
 
@@ -34,3 +34,82 @@ class QueueDepth:
     queued: int
     running: int
     oldest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """How much one team has waiting of a kind in a class; ``size`` in the kind's unit."""
+
+    kind: str
+    priority_class: PriorityClass
+    team: str
+    queued: int
+    size: float
+    oldest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that a worker has, as the scheduler sees it."""
+
+    id: str
+    kind: str
+    priority_class: PriorityClass
+    priority: int
+    team: str
+    gpus: float
+    size: float
+    node: str
+    elapsed_s: float
+    yield_asked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a team may use; 0 is no bound. ``weight`` is its share among those who wait."""
+
+    team: str
+    max_gpus: float = 0.0
+    max_queued_jobs: int = 0
+    max_gpu_seconds_per_day: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUse:
+    """A team's quota beside what it uses: GPUs now, and GPU-seconds since midnight UTC."""
+
+    quota: Quota
+    gpus: float
+    gpu_seconds: float
+
+    @property
+    def full(self) -> bool:
+        """Whether the team may begin nothing more just now."""
+        quota = self.quota
+        return (0 < quota.max_gpus <= self.gpus + 1e-6) or (
+            0 < quota.max_gpu_seconds_per_day <= self.gpu_seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a team used in a span of time, and the bytes that it has stored now."""
+
+    gpu_seconds: float
+    audio_s: float
+    jobs: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSample:
+    """One ended attempt, to learn from: how long it took and how far its expected start was off."""
+
+    kind: str
+    priority_class: PriorityClass
+    size: float
+    duration_s: float
+    succeeded: bool
+    waited_s: float
+    expected_s: float | None

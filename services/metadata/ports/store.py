@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from services.metadata.ports.catalog import CatalogRows
 from services.metadata.ports.identity import IdentityRows
-from services.metadata.ports.jobs import JobRows, LeaseRows
+from services.metadata.ports.jobs import BatchRows, FleetRows, JobRows, LeaseRows
+from services.metadata.scheduling.lanes import LaneKey
 
 
-class Transaction(IdentityRows, CatalogRows, JobRows, LeaseRows, Protocol):
-    """One transaction; commits when its context ends without an exception."""
+class LedgerTransaction(JobRows, BatchRows, LeaseRows, FleetRows, Protocol):
+    """One transaction over the ledger alone; commits when its context ends without an exception."""
 
-    def wake_queue(self, kinds: Sequence[str]) -> None:
-        """Wakes the claimers of these kinds once the transaction has committed."""
+    def wake_lanes(self, lanes: Iterable[LaneKey]) -> None:
+        """Tells every claimer, once this has committed, that there may be something in these lanes."""
 
-    def wake_watchers(self, jobs: Sequence[str]) -> None:
-        """Wakes the watchers of these jobs once the transaction has committed."""
+
+class Transaction(LedgerTransaction, CatalogRows, IdentityRows, Protocol):
+    """One transaction over everything."""
 
 
 class Store(Protocol):
-    """The database."""
+    """The database. Every context may raise DATABASE_UNAVAILABLE."""
 
     def tenant(self, team: str) -> AbstractAsyncContextManager[Transaction]:
-        """A transaction that sees one team only. Errors: DATABASE_UNAVAILABLE."""
+        """A transaction that sees one team only."""
 
     def service(self) -> AbstractAsyncContextManager[Transaction]:
-        """A transaction that sees every team. Errors: DATABASE_UNAVAILABLE."""
+        """A transaction that sees every team."""
+
+    def leases(self) -> AbstractAsyncContextManager[LeaseRows]:
+        """Single statements of the workers' side, each of which commits by itself."""
 
 
 class Wakeups(Protocol):
-    """Postgres' NOTIFY, fanned out in this process."""
+    """What other processes, and this one, say when they have committed work."""
 
-    def queue(self, kinds: Sequence[str]) -> AbstractAsyncContextManager[Wakeup]:
-        """Wakes when work of these kinds may have come."""
-
-    def job(self, job: str) -> AbstractAsyncContextManager[Wakeup]:
-        """Wakes when something happened to this job."""
-
-
-class Wakeup(Protocol):
-    """Something to wait on."""
-
-    async def wait(self, timeout_s: float) -> bool:
-        """Waits for a wake-up, at most so long; says whether one came."""
+    def subscribe(self, heard: Callable[[LaneKey | None], None]) -> None:
+        """Calls with each lane that may have got something; with None where some may have been missed."""

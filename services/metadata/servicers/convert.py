@@ -125,7 +125,13 @@ def job_to_proto(job: Job, attempts: Sequence[AttemptRecord] = ()) -> job_pb2.Jo
         display_name=job.display_name,
         trace_id=telemetry.trace_id_of(job.traceparent),
         attempts=[_attempt_to_proto(attempt) for attempt in attempts],
+        batch_scale=job.batch_scale,
     )
+    if job.expected is not None:
+        found.expected_start_time.FromDatetime(job.expected.start)
+        found.earliest_start_time.FromDatetime(job.expected.earliest)
+        found.latest_start_time.FromDatetime(job.expected.latest)
+        found.expected_end_time.FromDatetime(job.expected.end)
     found.spec.update(dict(job.spec))
     _fill(found.progress, job.progress)
     if job.state is JobState.SUCCEEDED:
@@ -221,6 +227,10 @@ def _attempt_to_proto(attempt: AttemptRecord) -> job_pb2.JobAttempt:
         start_time=stamp(attempt.started_at),
         end_time=stamp(attempt.ended_at),
         error=error_to_proto(attempt.error) if attempt.error else None,
+        outcome=attempt.outcome,
+        failure_class=attempt.failure_class,
+        node=attempt.node,
+        batch_scale=attempt.batch_scale,
     )
 
 

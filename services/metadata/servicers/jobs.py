@@ -14,7 +14,8 @@ from services.common.jobs import tasks
 from services.common.rpc.caller import require_operator
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.listing import next_token, page_of
-from services.metadata.app.submit import MAX_BATCH_ITEMS, Line, Request, Submitter
+from services.metadata.app.resolving import Line
+from services.metadata.app.submit import MAX_BATCH_ITEMS, Request, Submitter
 from services.metadata.servicers import convert
 from services.metadata.servicers.resources import check_mask
 from voxfleet.v1 import job_pb2, synthesis_pb2, voice_pb2
@@ -149,6 +150,7 @@ class SubmitServicer:
             gpus=p.gpus or 1,
             seed=p.seed or 1234,
             max_steps=p.max_steps,
+            gpu_type=p.gpu_type,
         )
         voice_id = (
             names.check_id(request.voice_id, field="voice_id")
@@ -243,4 +245,6 @@ def _request(request: message.Message, *, spec: dict[str, Any] | None = None) ->
         labels=dict(getattr(request, "labels", {})),
         display_name=str(getattr(request, "display_name", "")),
         traceparent=telemetry.current_traceparent(),
+        depends_on=tuple(getattr(request, "depends_on", ())),
+        priority=int(getattr(request, "priority", 0)),
     )

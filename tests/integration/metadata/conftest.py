@@ -1,19 +1,20 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
 from services.metadata import migrate
 from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
 from services.metadata.app.audios import Audios
+from services.metadata.app.dispatch import Offer
 from services.metadata.app.identity import Identity
-from services.metadata.app.jobs import Jobs
+from services.metadata.app.ledger import Ledger, LedgerSettings
 from services.metadata.app.submit import Submitter
 from services.metadata.app.voices import Voices
-from services.metadata.app.work import Work
+from services.metadata.app.work import Claimed
 
 
 class Metadata:
-    """The use cases over one real database."""
+    """The use cases over one real database; what loops do is done when a test asks for it."""
 
     def __init__(self, url: str, *, lease_s: float = 15.0) -> None:
         self.url = url
@@ -22,11 +23,22 @@ class Metadata:
         self.audios = Audios(self.store, upload_ttl_s=86_400)
         self.voices = Voices(self.store)
         self.identity = Identity(self.store)
-        self.jobs = Jobs(self.store, self.wakeups)
-        self.submit = Submitter(self.store, max_attempts=3)
-        self.work = Work(
-            self.store, self.wakeups, lease_s=lease_s, poll_s=0.1, keep_checkpoints=2, output_ttl_s=3600
+        self.ledger = Ledger(
+            self.store, self.wakeups, LedgerSettings(lease_s=lease_s, look_s=0.05, output_ttl_s=3600)
         )
+        self.jobs, self.work = self.ledger.jobs, self.ledger.work
+        self.submit = Submitter(self.store, max_attempts=3)
+
+    async def claim(self, worker: str, free: Mapping[str, int]) -> list[Claimed]:
+        """What a worker is handed now."""
+        await self.ledger.dispatcher.refresh()
+        return await self.work.with_checkpoints(
+            await self.ledger.dispatcher.claim(Offer(worker, f"node-of-{worker}", free))
+        )
+
+    async def count(self) -> None:
+        """One sweep over batches and dependencies."""
+        await self.ledger.housekeeping.count()
 
 
 @pytest.fixture(scope="session")

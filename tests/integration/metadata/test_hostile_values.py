@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import uuid
 
 import psycopg
 import pytest
@@ -11,10 +12,10 @@ from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
 from services.common.jobs import tasks
 from services.common.jobs.model import Progress, Released, Succeeded, VoiceOutput
 from services.common.rpc.caller import Caller, set_caller
-from services.metadata.adapters.ledger import _SQL
+from services.metadata.adapters.ledger.statements import SQL
 from services.metadata.app.identity import hash_token
 from services.metadata.app.listing import page_of
-from services.metadata.app.submit import Line
+from services.metadata.app.resolving import Line
 from services.metadata.model.catalog import VoiceState
 from services.metadata.model.jobs import JobState
 from services.metadata.model.page import Page
@@ -96,17 +97,39 @@ async def test_the_hot_statements_never_scan_all_jobs(metadata):
         )
         connection.execute("ANALYZE jobs")
         beats = [{"job_id": f"j{n}", "attempt": 1, "lease_token": None, "progress": None} for n in range(9)]
-        job = {"kind": "f5.item", "priority_class": 3, "priority": 0, "item_index": 0, "created_at": "now"}
+        lane = {"kind": "f5.item", "priority_class": 3, "team": "alpha", "queue_key": 2**54}
+        claim = {
+            "kinds": ["f5.item", "rvc.train"],
+            "classes": [3, 4],
+            "teams": ["alpha", "beta"],
+            "counts": [3, 1],
+            "after": [0, 0],
+            "worker": "w",
+            "node": "n",
+            "lease_s": 15.0,
+            "gpu_types": [""],
+            "max_gpus": 8.0,
+        }
+        fences = {"jobs": ["j1"], "attempts": [1], "tokens": [str(uuid.uuid4())]}
         for name, parameters in {
-            "claim": {"kinds": ["f5.item", "rvc.train"], "free": [3, 1], "worker": "w", "lease_s": 15.0},
+            "claim": claim,
             "heartbeat": {"beats": json.dumps(beats), "lease_s": 15.0},
-            "expired": {},
-            "open_batches": {},
+            "lock_leases": fences,
+            "finish": {"ends": json.dumps(beats)},
+            "expired": {"limit": 500},
+            "lanes": {},
+            "lane_depths": {},
+            "running_jobs": {},
             "queue_depths": {},
-            "queue_position": job,
-            "cancel_items": {"job_id": "j1"},
+            "queue_place": lane,
+            "starting_batches": {},
+            "unended_batches": {},
+            "running_by_batch": {"batches": ["j1"]},
+            "job_marks": {"jobs": ["j1", "j2"]},
+            "events_after": {"jobs": ["j1"], "cursors": [0]},
+            "cancel_items": {"job_id": "j1", "limit": 100},
         }.items():
-            plan = connection.execute(f"EXPLAIN {_SQL[name]}", parameters).fetchall()
+            plan = connection.execute(f"EXPLAIN {SQL[name]}", parameters).fetchall()
             assert not [line for (line,) in plan if "Seq Scan on jobs" in line], name
 
 
@@ -115,23 +138,24 @@ async def test_a_position_counts_every_teams_jobs(metadata):
     with psycopg.connect(metadata.url) as connection:
         connection.execute(
             "INSERT INTO jobs (id, team, kind, state, priority_class, priority, task) "
-            "VALUES ('theirs', 'beta', 'rvc.train', 'QUEUED', 4, 2147483647, '{}'), "
-            "('last', 'beta', 'rvc.train', 'QUEUED', 4, -2147483648, '{}')"
+            "VALUES ('theirs', 'beta', 'rvc.train', 'QUEUED', 4, 100, '{}'), "
+            "('last', 'beta', 'rvc.train', 'QUEUED', 4, -100, '{}')"
         )
+    await metadata.ledger.planner.refresh()
     assert (await metadata.jobs.get("alpha", ours.id))[0].position == 1
     assert (await metadata.jobs.get("beta", "last"))[0].position == 2
 
 
 async def test_a_batch_that_is_cancelled_before_the_roll_up_ends_after_its_items(metadata):
     batch = await make_batch(metadata, ["one", "two"])
-    (running,) = await metadata.work.claim("w1", {"f5.item": 1})
+    (running,) = await metadata.claim("w1", {"f5.item": 1})
     assert (await metadata.jobs.cancel("alpha", batch.id)).state is JobState.CANCELLING
     waiting = (await metadata.jobs.page("alpha", Page(5), batch=batch.id))[1]
     with pytest.raises(VoxfleetError) as caught:
         await metadata.jobs.retry("alpha", waiting.id)
     assert caught.value.reason is Reason.JOB_STATE_CONFLICT
     await metadata.work.cancelled(running.fence)
-    await metadata.work.roll_up()
+    await metadata.count()
     assert (await metadata.jobs.get("alpha", batch.id))[0].state is JobState.CANCELLED
 
 
@@ -141,7 +165,7 @@ async def test_heartbeats_and_the_cancelling_of_their_batch_do_not_deadlock(meta
         name = voice[0].name if voice else await make_voice(metadata)
         lines = [Line(f"l{i}", "text", name, tasks.SpeakingParameters()) for i in range(300)]
         batch = await metadata.submit.batch(request(), lines, tasks.Output())
-        claimed = await metadata.work.claim("w1", {"f5.item": 300})
+        claimed = await metadata.claim("w1", {"f5.item": 300})
         beats = [(each.fence, Progress("speak")) for each in claimed]
         await asyncio.gather(
             *(metadata.work.heartbeat(beats) for _ in range(3)), metadata.jobs.cancel("alpha", batch.id)

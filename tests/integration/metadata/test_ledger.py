@@ -1,6 +1,7 @@
 """The ledger on real Postgres: claims, fences, expiry, batches, watching."""
 
 import asyncio
+import itertools
 
 import psycopg
 import pytest
@@ -9,9 +10,10 @@ from services.common.errors import FailureClass, Reason, VoxfleetError
 from services.common.jobs import tasks
 from services.common.jobs.model import Checkpoint, Progress, Released, StopKind, Succeeded, VoiceOutput
 from services.metadata import migrate
-from services.metadata.app.submit import Line, Request
+from services.metadata.app.resolving import Line
+from services.metadata.app.submit import Request
 from services.metadata.model.catalog import Reference, Voice, VoiceState
-from services.metadata.model.jobs import TRANSITIONS, JobState
+from services.metadata.model.jobs import BATCH_TRANSITIONS, TRANSITIONS, JobState
 from services.metadata.model.page import Page
 
 SHA = "ab" * 32
@@ -47,7 +49,7 @@ async def train(metadata, *, voice: str = "v-anna", request_id: str = "", **chan
 
 
 async def claim_one(metadata, kind: str = "rvc.train"):
-    (claimed,) = await metadata.work.claim("w1", {kind: 1})
+    (claimed,) = await metadata.claim("w1", {kind: 1})
     return claimed
 
 
@@ -63,7 +65,7 @@ async def test_a_training_is_claimed_once_and_publishes_its_voice(metadata):
     assert (await metadata.voices.get("alpha", "v-anna")).state is VoiceState.TRAINING
 
     first = await claim_one(metadata)
-    assert await metadata.work.claim("w2", {"rvc.train": 5}) == []
+    assert await metadata.claim("w2", {"rvc.train": 5}) == []
     assert tasks.load_task(__import__("json").dumps(first.job.task)).kind == "rvc.train"
 
     ended = await metadata.work.succeed(
@@ -99,7 +101,7 @@ async def test_a_stale_fence_changes_nothing(metadata):
 
 
 async def test_an_expired_lease_returns_the_job_with_its_checkpoints(metadata):
-    metadata.work.lease_s = 0.05
+    metadata.ledger.dispatcher.lease_s = 0.05
     job = await train(metadata)
     claimed = await claim_one(metadata)
     await metadata.work.record_checkpoint(claimed.fence, Checkpoint(blob(), 3, 30))
@@ -107,7 +109,7 @@ async def test_an_expired_lease_returns_the_job_with_its_checkpoints(metadata):
         while await metadata.work.expire() == 0:
             await asyncio.sleep(0.02)
     async with asyncio.timeout(10):
-        while not (again := await metadata.work.claim("w2", {"rvc.train": 1})):
+        while not (again := await metadata.claim("w2", {"rvc.train": 1})):
             await asyncio.sleep(0.05)
     assert again[0].fence.attempt == 2
     assert [(row.step, row.epoch) for row in again[0].checkpoints] == [(30, 3)]
@@ -130,7 +132,7 @@ async def test_retries_by_failure_class(metadata):
     fence = (await claim_one(metadata)).fence
     ended = await metadata.work.fail(fence, {"reason": "WORKER_LOST"}, FailureClass.NODE)
     assert (ended.job.state, ended.job.waiting_reason) == (JobState.QUEUED, "BACK_OFF")
-    assert await metadata.work.claim("w1", {"rvc.train": 1}) == [], "it backs off first"
+    assert await metadata.claim("w1", {"rvc.train": 1}) == [], "it backs off first"
 
     await train(metadata, voice="v-two")
     fence = (await claim_one(metadata)).fence
@@ -217,11 +219,11 @@ async def test_a_batch_with_one_bad_item_succeeds(metadata):
     texts = ["one", "", "three"]
     lines = [Line(f"l{i}", text, voice, tasks.SpeakingParameters()) for i, text in enumerate(texts)]
     batch = await metadata.submit.batch(request(), lines, tasks.Output())
-    claimed = await metadata.work.claim("w1", {"f5.item": 10})
+    claimed = await metadata.claim("w1", {"f5.item": 10})
     assert [each.job.item_id for each in claimed] == ["l0", "l2"]
     for each in claimed:
         await metadata.work.succeed(each.fence, Succeeded(weights="w", weights_trained=False))
-    assert await metadata.work.roll_up() == 1
+    await metadata.count()
     done, _ = await metadata.jobs.get("alpha", batch.id)
     assert done.state is JobState.SUCCEEDED
     assert (done.counts["total"], done.counts["succeeded"], done.counts["failed"]) == (3, 2, 1)
@@ -234,7 +236,7 @@ async def test_a_batch_fails_only_if_every_item_failed(metadata):
     voice = await make_voice(metadata)
     lines = [Line(str(i), " ", voice, tasks.SpeakingParameters()) for i in range(2)]
     batch = await metadata.submit.batch(request(), lines, tasks.Output())
-    await metadata.work.roll_up()
+    await metadata.count()
     done, _ = await metadata.jobs.get("alpha", batch.id)
     assert (done.state, done.error["reason"]) == (JobState.FAILED, "BATCH_ALL_FAILED")
 
@@ -243,12 +245,12 @@ async def test_cancelling_a_batch_cancels_its_items(metadata):
     voice = await make_voice(metadata)
     lines = [Line(str(i), "text", voice, tasks.SpeakingParameters()) for i in range(4)]
     batch = await metadata.submit.batch(request(), lines, tasks.Output())
-    (running,) = await metadata.work.claim("w1", {"f5.item": 1})
-    await metadata.work.roll_up()
+    (running,) = await metadata.claim("w1", {"f5.item": 1})
+    await metadata.count()
     await metadata.jobs.cancel("alpha", batch.id)
     assert await metadata.work.heartbeat([(running.fence, None)]) == [(running.fence, StopKind.CANCEL)]
     await metadata.work.cancelled(running.fence)
-    await metadata.work.roll_up()
+    await metadata.count()
     done, _ = await metadata.jobs.get("alpha", batch.id)
     assert (done.state, done.counts["cancelled"]) == (JobState.CANCELLED, 4)
 
@@ -266,20 +268,31 @@ async def test_watching_resumes_at_a_cursor_without_gap_or_repeat(metadata):
             if seen and seen.event
         ]
 
+    feed = asyncio.create_task(metadata.ledger.feed.run())
     whole = await events(0)
     assert whole == [1, 2, 3, 4]
     for cursor in range(5):
         assert await events(cursor) == whole[cursor:]
+    feed.cancel()
 
 
-async def test_every_illegal_transition_is_refused_in_sql(metadata):
-    with psycopg.connect(metadata.url) as connection:
-        rows = connection.execute("SELECT from_state, to_state FROM job_transitions").fetchall()
-        assert {(JobState(a), JobState(b)) for a, b in rows} == TRANSITIONS
+@pytest.mark.parametrize("kind", ["rvc.train", "batch"])
+async def test_every_illegal_transition_is_refused_in_sql(metadata, kind):
+    legal = BATCH_TRANSITIONS if kind == "batch" else TRANSITIONS
     job = await train(metadata)
-    await metadata.jobs.cancel("alpha", job.id)
-    with psycopg.connect(metadata.url) as connection, pytest.raises(psycopg.errors.CheckViolation):
-        connection.execute("UPDATE jobs SET state = 'SUCCEEDED' WHERE id = %s", (job.id,))
+    with psycopg.connect(metadata.url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE jobs DROP CONSTRAINT jobs_check")
+        for before, after in itertools.product(JobState, JobState):
+            with connection.transaction(force_rollback=True):
+                connection.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
+                connection.execute("UPDATE jobs SET state = %s, kind = %s", (before.value, kind))
+                connection.execute("ALTER TABLE jobs ENABLE TRIGGER USER")
+                change = ("UPDATE jobs SET state = %s WHERE id = %s", (after.value, job.id))
+                if before is after or (before, after) in legal:
+                    connection.execute(*change)
+                    continue
+                with pytest.raises(psycopg.errors.CheckViolation, match="illegal job transition"):
+                    connection.execute(*change)
 
 
 async def test_deleting_audio_in_use_is_refused_and_garbage_is_collected_after(metadata):

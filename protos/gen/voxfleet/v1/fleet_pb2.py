@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from voxfleet.v1 import job_pb2 as voxfleet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/fleet.proto\x12\x0bvoxfleet.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"\x11\n\x0fGetFleetRequest\"y\n\x05\x46leet\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.voxfleet.v1.Worker\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_bundles\x18\x04 \x03(\t\"\x86\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x05\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04gpus\x18\x03 \x01(\x01\x12\x11\n\tgpus_free\x18\x04 \x01(\x01\x12\x14\n\x0cvirtual_gpus\x18\x05 \x01(\x08\x12\x0c\n\x04\x63pus\x18\x06 \x01(\x01\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListQueuesResponse\x12\"\n\x06queues\x18\x01 \x03(\x0b\x32\x12.voxfleet.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0epriority_class\x18\x02 \x01(\x0e\x32\x1a.voxfleet.v1.PriorityClass\x12\x0e\n\x06queued\x18\x03 \x01(\x03\x12\x0f\n\x07running\x18\x04 \x01(\x03\x12\x15\n\roldest_wait_s\x18\x05 \x01(\x01\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"q\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08max_gpus\x18\x02 \x01(\x01\x12\x17\n\x0fmax_queued_jobs\x18\x03 \x01(\x03\x12\x1f\n\x17max_gpu_seconds_per_day\x18\x04 \x01(\x03\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"h\n\x12UpdateQuotaRequest\x12!\n\x05quota\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Quota\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x7f\n\x0fGetUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x05Usage\x12\x13\n\x0bgpu_seconds\x18\x01 \x01(\x01\x12\x15\n\raudio_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04jobs\x18\x03 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x03\" \n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11ResumeNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xdb\x03\n\x0c\x46leetService\x12<\n\x08GetFleet\x12\x1c.voxfleet.v1.GetFleetRequest\x1a\x12.voxfleet.v1.Fleet\x12M\n\nListQueues\x12\x1e.voxfleet.v1.ListQueuesRequest\x1a\x1f.voxfleet.v1.ListQueuesResponse\x12<\n\x08GetQuota\x12\x1c.voxfleet.v1.GetQuotaRequest\x1a\x12.voxfleet.v1.Quota\x12\x42\n\x0bUpdateQuota\x12\x1f.voxfleet.v1.UpdateQuotaRequest\x1a\x12.voxfleet.v1.Quota\x12<\n\x08GetUsage\x12\x1c.voxfleet.v1.GetUsageRequest\x1a\x12.voxfleet.v1.Usage\x12=\n\tDrainNode\x12\x1d.voxfleet.v1.DrainNodeRequest\x1a\x11.voxfleet.v1.Node\x12?\n\nResumeNode\x12\x1e.voxfleet.v1.ResumeNodeRequest\x1a\x11.voxfleet.v1.NodeBH\n\x0f\x64\x65v.voxfleet.v1B\nFleetProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/fleet.proto\x12\x0bvoxfleet.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"\x11\n\x0fGetFleetRequest\"y\n\x05\x46leet\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.voxfleet.v1.Worker\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_bundles\x18\x04 \x03(\t\"\x86\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0c\n\x04\x66ree\x18\x05 \x01(\x05\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"z\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04gpus\x18\x03 \x01(\x01\x12\x11\n\tgpus_free\x18\x04 \x01(\x01\x12\x14\n\x0cvirtual_gpus\x18\x05 \x01(\x08\x12\x0c\n\x04\x63pus\x18\x06 \x01(\x01\x12\x10\n\x08gpu_type\x18\x07 \x01(\t\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListQueuesResponse\x12\"\n\x06queues\x18\x01 \x03(\x0b\x32\x12.voxfleet.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x05Queue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0epriority_class\x18\x02 \x01(\x0e\x32\x1a.voxfleet.v1.PriorityClass\x12\x0e\n\x06queued\x18\x03 \x01(\x03\x12\x0f\n\x07running\x18\x04 \x01(\x03\x12\x15\n\roldest_wait_s\x18\x05 \x01(\x01\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"q\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08max_gpus\x18\x02 \x01(\x01\x12\x17\n\x0fmax_queued_jobs\x18\x03 \x01(\x03\x12\x1f\n\x17max_gpu_seconds_per_day\x18\x04 \x01(\x03\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"h\n\x12UpdateQuotaRequest\x12!\n\x05quota\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Quota\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x7f\n\x0fGetUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x05Usage\x12\x13\n\x0bgpu_seconds\x18\x01 \x01(\x01\x12\x15\n\raudio_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04jobs\x18\x03 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x03\" \n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11ResumeNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xdb\x03\n\x0c\x46leetService\x12<\n\x08GetFleet\x12\x1c.voxfleet.v1.GetFleetRequest\x1a\x12.voxfleet.v1.Fleet\x12M\n\nListQueues\x12\x1e.voxfleet.v1.ListQueuesRequest\x1a\x1f.voxfleet.v1.ListQueuesResponse\x12<\n\x08GetQuota\x12\x1c.voxfleet.v1.GetQuotaRequest\x1a\x12.voxfleet.v1.Quota\x12\x42\n\x0bUpdateQuota\x12\x1f.voxfleet.v1.UpdateQuotaRequest\x1a\x12.voxfleet.v1.Quota\x12<\n\x08GetUsage\x12\x1c.voxfleet.v1.GetUsageRequest\x1a\x12.voxfleet.v1.Usage\x12=\n\tDrainNode\x12\x1d.voxfleet.v1.DrainNodeRequest\x1a\x11.voxfleet.v1.Node\x12?\n\nResumeNode\x12\x1e.voxfleet.v1.ResumeNodeRequest\x1a\x11.voxfleet.v1.NodeBH\n\x0f\x64\x65v.voxfleet.v1B\nFleetProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,27 +42,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER']._serialized_start=273
   _globals['_WORKER']._serialized_end=407
   _globals['_NODE']._serialized_start=409
-  _globals['_NODE']._serialized_end=513
-  _globals['_LISTQUEUESREQUEST']._serialized_start=515
-  _globals['_LISTQUEUESREQUEST']._serialized_end=573
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=575
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=656
-  _globals['_QUEUE']._serialized_start=659
-  _globals['_QUEUE']._serialized_end=788
-  _globals['_GETQUOTAREQUEST']._serialized_start=790
-  _globals['_GETQUOTAREQUEST']._serialized_end=821
-  _globals['_QUOTA']._serialized_start=823
-  _globals['_QUOTA']._serialized_end=936
-  _globals['_UPDATEQUOTAREQUEST']._serialized_start=938
-  _globals['_UPDATEQUOTAREQUEST']._serialized_end=1042
-  _globals['_GETUSAGEREQUEST']._serialized_start=1044
-  _globals['_GETUSAGEREQUEST']._serialized_end=1171
-  _globals['_USAGE']._serialized_start=1173
-  _globals['_USAGE']._serialized_end=1260
-  _globals['_DRAINNODEREQUEST']._serialized_start=1262
-  _globals['_DRAINNODEREQUEST']._serialized_end=1294
-  _globals['_RESUMENODEREQUEST']._serialized_start=1296
-  _globals['_RESUMENODEREQUEST']._serialized_end=1329
-  _globals['_FLEETSERVICE']._serialized_start=1332
-  _globals['_FLEETSERVICE']._serialized_end=1807
+  _globals['_NODE']._serialized_end=531
+  _globals['_LISTQUEUESREQUEST']._serialized_start=533
+  _globals['_LISTQUEUESREQUEST']._serialized_end=591
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=593
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=674
+  _globals['_QUEUE']._serialized_start=677
+  _globals['_QUEUE']._serialized_end=806
+  _globals['_GETQUOTAREQUEST']._serialized_start=808
+  _globals['_GETQUOTAREQUEST']._serialized_end=839
+  _globals['_QUOTA']._serialized_start=841
+  _globals['_QUOTA']._serialized_end=954
+  _globals['_UPDATEQUOTAREQUEST']._serialized_start=956
+  _globals['_UPDATEQUOTAREQUEST']._serialized_end=1060
+  _globals['_GETUSAGEREQUEST']._serialized_start=1062
+  _globals['_GETUSAGEREQUEST']._serialized_end=1189
+  _globals['_USAGE']._serialized_start=1191
+  _globals['_USAGE']._serialized_end=1278
+  _globals['_DRAINNODEREQUEST']._serialized_start=1280
+  _globals['_DRAINNODEREQUEST']._serialized_end=1312
+  _globals['_RESUMENODEREQUEST']._serialized_start=1314
+  _globals['_RESUMENODEREQUEST']._serialized_end=1347
+  _globals['_FLEETSERVICE']._serialized_start=1350
+  _globals['_FLEETSERVICE']._serialized_end=1825
 # @@protoc_insertion_point(module_scope)

@@ -134,6 +134,7 @@ class Node(_message.Message):
     GPUS_FREE_FIELD_NUMBER: _builtins.int
     VIRTUAL_GPUS_FIELD_NUMBER: _builtins.int
     CPUS_FIELD_NUMBER: _builtins.int
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`nodes/{node}`."""
     state: _builtins.str
@@ -146,6 +147,8 @@ class Node(_message.Message):
     """Whether those GPUs are virtual (a CPU box)."""
     cpus: _builtins.float
     """CPUs in all."""
+    gpu_type: _builtins.str
+    """Such as `H200`; empty where there is no GPU or none that tells."""
     def __init__(
         self,
         *,
@@ -155,10 +158,11 @@ class Node(_message.Message):
         gpus_free: _builtins.float = ...,
         virtual_gpus: _builtins.bool = ...,
         cpus: _builtins.float = ...,
+        gpu_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "gpus", b"gpus", "gpus_free", b"gpus_free", "name", b"name", "state", b"state", "virtual_gpus", b"virtual_gpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "gpu_type", b"gpu_type", "gpus", b"gpus", "gpus_free", b"gpus_free", "name", b"name", "state", b"state", "virtual_gpus", b"virtual_gpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,6 +91,8 @@ class _WaitingReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Waiting
     """Paused by its owner."""
     WAITING_REASON_PREEMPTED: _WaitingReason.ValueType  # 9
     """It yielded to higher work."""
+    WAITING_REASON_NO_WORKER: _WaitingReason.ValueType  # 10
+    """No live worker takes such jobs."""
 
 class WaitingReason(_WaitingReason, metaclass=_WaitingReasonEnumTypeWrapper):
     """Why a job waits."""
@@ -115,6 +117,8 @@ WAITING_REASON_PAUSED: WaitingReason.ValueType  # 8
 """Paused by its owner."""
 WAITING_REASON_PREEMPTED: WaitingReason.ValueType  # 9
 """It yielded to higher work."""
+WAITING_REASON_NO_WORKER: WaitingReason.ValueType  # 10
+"""No live worker takes such jobs."""
 Global___WaitingReason: _TypeAlias = WaitingReason  # noqa: Y015
 
 class _PriorityClass:
@@ -200,6 +204,10 @@ class Job(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    EARLIEST_START_TIME_FIELD_NUMBER: _builtins.int
+    LATEST_START_TIME_FIELD_NUMBER: _builtins.int
+    BATCH_SCALE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`teams/{team}/jobs/{job}`. Output only."""
     kind: _builtins.str
@@ -226,6 +234,8 @@ class Job(_message.Message):
     """A name for people."""
     trace_id: _builtins.str
     """W3C trace id of the request that made it. Output only."""
+    batch_scale: _builtins.float
+    """Share of the batch size that the next attempt uses: halved after each lack of memory. Output only."""
     @_builtins.property
     def progress(self) -> Global___JobProgress:
         """How far it is. Output only."""
@@ -274,6 +284,18 @@ class Job(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
         """What happened in each attempt. Output only."""
 
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The jobs that it still waits for, by name. Output only."""
+
+    @_builtins.property
+    def earliest_start_time(self) -> _timestamp_pb2.Timestamp:
+        """Nine of ten such jobs start between these two. Output only."""
+
+    @_builtins.property
+    def latest_start_time(self) -> _timestamp_pb2.Timestamp:
+        """See `earliest_start_time`. Output only."""
+
     def __init__(
         self,
         *,
@@ -302,10 +324,14 @@ class Job(_message.Message):
         spec: _struct_pb2.Struct | None = ...,
         trace_id: _builtins.str = ...,
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        earliest_start_time: _timestamp_pb2.Timestamp | None = ...,
+        latest_start_time: _timestamp_pb2.Timestamp | None = ...,
+        batch_scale: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_counts", b"batch_counts", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "expected_end_time", b"expected_end_time", "expected_start_time", b"expected_start_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_counts", b"batch_counts", "create_time", b"create_time", "earliest_start_time", b"earliest_start_time", "end_time", b"end_time", "error", b"error", "expected_end_time", b"expected_end_time", "expected_start_time", b"expected_start_time", "latest_start_time", b"latest_start_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "batch_counts", b"batch_counts", "batch_job", b"batch_job", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "expected_end_time", b"expected_end_time", "expected_start_time", b"expected_start_time", "item_id", b"item_id", "item_index", b"item_index", "kind", b"kind", "labels", b"labels", "name", b"name", "priority", b"priority", "priority_class", b"priority_class", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "batch_counts", b"batch_counts", "batch_job", b"batch_job", "batch_scale", b"batch_scale", "create_time", b"create_time", "depends_on", b"depends_on", "display_name", b"display_name", "earliest_start_time", b"earliest_start_time", "end_time", b"end_time", "error", b"error", "expected_end_time", b"expected_end_time", "expected_start_time", b"expected_start_time", "item_id", b"item_id", "item_index", b"item_index", "kind", b"kind", "labels", b"labels", "latest_start_time", b"latest_start_time", "name", b"name", "priority", b"priority", "priority_class", b"priority_class", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,10 +580,24 @@ class JobAttempt(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    FAILURE_CLASS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    BATCH_SCALE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """From 1."""
     worker: _builtins.str
     """The worker that had it."""
+    outcome: _builtins.str
+    """How it ended: `SUCCEEDED`, `FAILED`, `CANCELLED`, `RELEASED` (given back unharmed) or `EXPIRED` (its worker
+    was not heard of in time); empty while it runs.
+    """
+    failure_class: _builtins.str
+    """Of a failure: `transient`, `resource`, `node`, `input` or `permanent`."""
+    node: _builtins.str
+    """The node it ran on."""
+    batch_scale: _builtins.float
+    """Share of the batch size that it used."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -578,10 +618,14 @@ class JobAttempt(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         error: _error_pb2.Error | None = ...,
+        outcome: _builtins.str = ...,
+        failure_class: _builtins.str = ...,
+        node: _builtins.str = ...,
+        batch_scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_scale", b"batch_scale", "end_time", b"end_time", "error", b"error", "failure_class", b"failure_class", "node", b"node", "outcome", b"outcome", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -974,13 +1018,31 @@ class ExplainJobResponse(_message.Message):
     WAITING_REASON_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     EXPECTED_START_TIME_FIELD_NUMBER: _builtins.int
+    EARLIEST_START_TIME_FIELD_NUMBER: _builtins.int
+    LATEST_START_TIME_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
     waiting_reason: Global___WaitingReason.ValueType
     """One code."""
     explanation: _builtins.str
     """One sentence."""
+    queue_position: _builtins.int
+    """Jobs before it."""
     @_builtins.property
     def expected_start_time(self) -> _timestamp_pb2.Timestamp:
         """When it is expected to begin."""
+
+    @_builtins.property
+    def earliest_start_time(self) -> _timestamp_pb2.Timestamp:
+        """Nine of ten such jobs start between these two."""
+
+    @_builtins.property
+    def latest_start_time(self) -> _timestamp_pb2.Timestamp:
+        """See `earliest_start_time`."""
+
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The jobs that it waits for, where that is why."""
 
     def __init__(
         self,
@@ -988,10 +1050,14 @@ class ExplainJobResponse(_message.Message):
         waiting_reason: Global___WaitingReason.ValueType = ...,
         explanation: _builtins.str = ...,
         expected_start_time: _timestamp_pb2.Timestamp | None = ...,
+        earliest_start_time: _timestamp_pb2.Timestamp | None = ...,
+        latest_start_time: _timestamp_pb2.Timestamp | None = ...,
+        queue_position: _builtins.int = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_start_time", b"expected_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["earliest_start_time", b"earliest_start_time", "expected_start_time", b"expected_start_time", "latest_start_time", b"latest_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_start_time", b"expected_start_time", "explanation", b"explanation", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depends_on", b"depends_on", "earliest_start_time", b"earliest_start_time", "expected_start_time", b"expected_start_time", "explanation", b"explanation", "latest_start_time", b"latest_start_time", "queue_position", b"queue_position", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

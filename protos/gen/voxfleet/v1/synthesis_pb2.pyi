@@ -366,6 +366,8 @@ class BatchSynthesizeRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`teams/{team}`."""
     voice: _builtins.str
@@ -376,6 +378,8 @@ class BatchSynthesizeRequest(_message.Message):
     """Makes a repeat return the first answer."""
     display_name: _builtins.str
     """A name for people."""
+    priority: _builtins.int
+    """Order within its class, -100 to 100, higher first."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchItem]:
         """1 to 100,000."""
@@ -392,6 +396,12 @@ class BatchSynthesizeRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
 
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of this team, by name, that must succeed before this one begins; where one fails, this fails with
+        DEPENDENCY_FAILED.
+        """
+
     def __init__(
         self,
         *,
@@ -404,10 +414,12 @@ class BatchSynthesizeRequest(_message.Message):
         request_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         display_name: _builtins.str = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "items", b"items", "labels", b"labels", "output", b"output", "parameters", b"parameters", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depends_on", b"depends_on", "display_name", b"display_name", "items", b"items", "labels", b"labels", "output", b"output", "parameters", b"parameters", "parent", b"parent", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,6 +496,8 @@ class ConvertAudioRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`teams/{team}`."""
     voice: _builtins.str
@@ -494,6 +508,8 @@ class ConvertAudioRequest(_message.Message):
     """Checks everything, makes nothing."""
     request_id: _builtins.str
     """Makes a repeat return the first answer."""
+    priority: _builtins.int
+    """Order within its class, -100 to 100, higher first."""
     @_builtins.property
     def audios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`teams/{team}/audios/{audio}`, one or, as a batch, up to 1,000."""
@@ -510,6 +526,12 @@ class ConvertAudioRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
 
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of this team, by name, that must succeed before this one begins; where one fails, this fails with
+        DEPENDENCY_FAILED.
+        """
+
     def __init__(
         self,
         *,
@@ -522,10 +544,12 @@ class ConvertAudioRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "engine", b"engine", "labels", b"labels", "output", b"output", "parameters", b"parameters", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "depends_on", b"depends_on", "engine", b"engine", "labels", b"labels", "output", b"output", "parameters", b"parameters", "parent", b"parent", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from voxfleet.v1 import job_pb2 as voxfleet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/voice.proto\x12\x0bvoxfleet.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"\xa5\x05\n\x05Voice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.voxfleet.v1.VoiceState\x12\x11\n\tlanguages\x18\x05 \x03(\t\x12.\n\nreferences\x18\x06 \x03(\x0b\x32\x1a.voxfleet.v1.ReferenceClip\x12\x17\n\x0ftraining_audios\x18\x07 \x03(\t\x12\x14\n\x0ctraining_job\x18\x08 \x01(\t\x12\x0e\n\x06\x62undle\x18\t \x01(\t\x12\x17\n\x0f\x63ontent_encoder\x18\n \x01(\t\x12\x0f\n\x07rate_hz\x18\x0b \x01(\x05\x12\x17\n\x0fweights_licence\x18\x0c \x01(\t\x12\x17\n\x0fweights_trained\x18\r \x01(\x08\x12\x0f\n\x07\x63onsent\x18\x0e \x01(\t\x12.\n\x06labels\x18\x0f \x03(\x0b\x32\x1e.voxfleet.v1.Voice.LabelsEntry\x12\x30\n\x07metrics\x18\x10 \x03(\x0b\x32\x1f.voxfleet.v1.Voice.MetricsEntry\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\";\n\rReferenceClip\x12\r\n\x05\x61udio\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\"m\n\x12\x43reateVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12!\n\x05voice\x18\x03 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xb8\x02\n\x11TrainVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06\x61udios\x18\x04 \x03(\t\x12\x36\n\nparameters\x18\x05 \x01(\x0b\x32\".voxfleet.v1.RvcTrainingParameters\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\x12:\n\x06labels\x18\x07 \x03(\x0b\x32*.voxfleet.v1.TrainVoiceRequest.LabelsEntry\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x12\n\nrequest_id\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x01\n\x15RvcTrainingParameters\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x12\n\nsave_every\x18\x04 \x01(\x05\x12\x0e\n\x06preset\x18\x05 \x01(\t\x12\x11\n\tf0_method\x18\x06 \x01(\t\x12\x17\n\x0f\x63ontent_encoder\x18\x07 \x01(\t\x12\x0c\n\x04gpus\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x11\n\tmax_steps\x18\n \x01(\x05\"v\n\x12ImportVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_upload\x18\x03 \x01(\t\x12\x14\n\x0cindex_upload\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"f\n\x12\x45xportVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.voxfleet.v1.VoiceExportFormat\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fGetVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x91\x01\n\x11ListVoicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\x12\r\n\x05query\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\"Q\n\x12ListVoicesResponse\x12\"\n\x06voices\x18\x01 \x03(\x0b\x32\x12.voxfleet.v1.Voice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateVoiceRequest\x12!\n\x05voice\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\"\n\x12\x44\x65leteVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14UndeleteVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x9d\x01\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"O\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x17ListCheckpointsResponse\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.voxfleet.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8b\x01\n\nVoiceState\x12\x1b\n\x17VOICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VOICE_STATE_TRAINING\x10\x01\x12\x15\n\x11VOICE_STATE_READY\x10\x02\x12\x16\n\x12VOICE_STATE_FAILED\x10\x03\x12\x17\n\x13VOICE_STATE_DELETED\x10\x04*w\n\x11VoiceExportFormat\x12#\n\x1fVOICE_EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12 \n\x1cVOICE_EXPORT_FORMAT_VOXFLEET\x10\x01\x12\x1b\n\x17VOICE_EXPORT_FORMAT_PTH\x10\x02\x32\xd1\x05\n\x0cVoiceService\x12\x42\n\x0b\x43reateVoice\x12\x1f.voxfleet.v1.CreateVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12>\n\nTrainVoice\x12\x1e.voxfleet.v1.TrainVoiceRequest\x1a\x10.voxfleet.v1.Job\x12@\n\x0bImportVoice\x12\x1f.voxfleet.v1.ImportVoiceRequest\x1a\x10.voxfleet.v1.Job\x12@\n\x0b\x45xportVoice\x12\x1f.voxfleet.v1.ExportVoiceRequest\x1a\x10.voxfleet.v1.Job\x12<\n\x08GetVoice\x12\x1c.voxfleet.v1.GetVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12M\n\nListVoices\x12\x1e.voxfleet.v1.ListVoicesRequest\x1a\x1f.voxfleet.v1.ListVoicesResponse\x12\x42\n\x0bUpdateVoice\x12\x1f.voxfleet.v1.UpdateVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\x42\n\x0b\x44\x65leteVoice\x12\x1f.voxfleet.v1.DeleteVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\x46\n\rUndeleteVoice\x12!.voxfleet.v1.UndeleteVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\\\n\x0fListCheckpoints\x12#.voxfleet.v1.ListCheckpointsRequest\x1a$.voxfleet.v1.ListCheckpointsResponseBH\n\x0f\x64\x65v.voxfleet.v1B\nVoiceProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/voice.proto\x12\x0bvoxfleet.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"\xa5\x05\n\x05Voice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.voxfleet.v1.VoiceState\x12\x11\n\tlanguages\x18\x05 \x03(\t\x12.\n\nreferences\x18\x06 \x03(\x0b\x32\x1a.voxfleet.v1.ReferenceClip\x12\x17\n\x0ftraining_audios\x18\x07 \x03(\t\x12\x14\n\x0ctraining_job\x18\x08 \x01(\t\x12\x0e\n\x06\x62undle\x18\t \x01(\t\x12\x17\n\x0f\x63ontent_encoder\x18\n \x01(\t\x12\x0f\n\x07rate_hz\x18\x0b \x01(\x05\x12\x17\n\x0fweights_licence\x18\x0c \x01(\t\x12\x17\n\x0fweights_trained\x18\r \x01(\x08\x12\x0f\n\x07\x63onsent\x18\x0e \x01(\t\x12.\n\x06labels\x18\x0f \x03(\x0b\x32\x1e.voxfleet.v1.Voice.LabelsEntry\x12\x30\n\x07metrics\x18\x10 \x03(\x0b\x32\x1f.voxfleet.v1.Voice.MetricsEntry\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\";\n\rReferenceClip\x12\r\n\x05\x61udio\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\"m\n\x12\x43reateVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12!\n\x05voice\x18\x03 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xde\x02\n\x11TrainVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06\x61udios\x18\x04 \x03(\t\x12\x36\n\nparameters\x18\x05 \x01(\x0b\x32\".voxfleet.v1.RvcTrainingParameters\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\x12:\n\x06labels\x18\x07 \x03(\x0b\x32*.voxfleet.v1.TrainVoiceRequest.LabelsEntry\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x12\n\ndepends_on\x18\n \x03(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe3\x01\n\x15RvcTrainingParameters\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x12\n\nsave_every\x18\x04 \x01(\x05\x12\x0e\n\x06preset\x18\x05 \x01(\t\x12\x11\n\tf0_method\x18\x06 \x01(\t\x12\x17\n\x0f\x63ontent_encoder\x18\x07 \x01(\t\x12\x0c\n\x04gpus\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x11\n\tmax_steps\x18\n \x01(\x05\x12\x10\n\x08gpu_type\x18\x0b \x01(\t\"v\n\x12ImportVoiceRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x14\n\x0cmodel_upload\x18\x03 \x01(\t\x12\x14\n\x0cindex_upload\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"f\n\x12\x45xportVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.voxfleet.v1.VoiceExportFormat\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fGetVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x91\x01\n\x11ListVoicesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x10\n\x08order_by\x18\x05 \x01(\t\x12\r\n\x05query\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\"Q\n\x12ListVoicesResponse\x12\"\n\x06voices\x18\x01 \x03(\x0b\x32\x12.voxfleet.v1.Voice\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateVoiceRequest\x12!\n\x05voice\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\"\n\x12\x44\x65leteVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14UndeleteVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x9d\x01\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"O\n\x16ListCheckpointsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x17ListCheckpointsResponse\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.voxfleet.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8b\x01\n\nVoiceState\x12\x1b\n\x17VOICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VOICE_STATE_TRAINING\x10\x01\x12\x15\n\x11VOICE_STATE_READY\x10\x02\x12\x16\n\x12VOICE_STATE_FAILED\x10\x03\x12\x17\n\x13VOICE_STATE_DELETED\x10\x04*w\n\x11VoiceExportFormat\x12#\n\x1fVOICE_EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12 \n\x1cVOICE_EXPORT_FORMAT_VOXFLEET\x10\x01\x12\x1b\n\x17VOICE_EXPORT_FORMAT_PTH\x10\x02\x32\xd1\x05\n\x0cVoiceService\x12\x42\n\x0b\x43reateVoice\x12\x1f.voxfleet.v1.CreateVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12>\n\nTrainVoice\x12\x1e.voxfleet.v1.TrainVoiceRequest\x1a\x10.voxfleet.v1.Job\x12@\n\x0bImportVoice\x12\x1f.voxfleet.v1.ImportVoiceRequest\x1a\x10.voxfleet.v1.Job\x12@\n\x0b\x45xportVoice\x12\x1f.voxfleet.v1.ExportVoiceRequest\x1a\x10.voxfleet.v1.Job\x12<\n\x08GetVoice\x12\x1c.voxfleet.v1.GetVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12M\n\nListVoices\x12\x1e.voxfleet.v1.ListVoicesRequest\x1a\x1f.voxfleet.v1.ListVoicesResponse\x12\x42\n\x0bUpdateVoice\x12\x1f.voxfleet.v1.UpdateVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\x42\n\x0b\x44\x65leteVoice\x12\x1f.voxfleet.v1.DeleteVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\x46\n\rUndeleteVoice\x12!.voxfleet.v1.UndeleteVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\\\n\x0fListCheckpoints\x12#.voxfleet.v1.ListCheckpointsRequest\x1a$.voxfleet.v1.ListCheckpointsResponseBH\n\x0f\x64\x65v.voxfleet.v1B\nVoiceProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,10 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOICE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TRAINVOICEREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_TRAINVOICEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_VOICESTATE']._serialized_start=2517
-  _globals['_VOICESTATE']._serialized_end=2656
-  _globals['_VOICEEXPORTFORMAT']._serialized_start=2658
-  _globals['_VOICEEXPORTFORMAT']._serialized_end=2777
+  _globals['_VOICESTATE']._serialized_start=2573
+  _globals['_VOICESTATE']._serialized_end=2712
+  _globals['_VOICEEXPORTFORMAT']._serialized_start=2714
+  _globals['_VOICEEXPORTFORMAT']._serialized_end=2833
   _globals['_VOICE']._serialized_start=131
   _globals['_VOICE']._serialized_end=808
   _globals['_VOICE_LABELSENTRY']._serialized_start=715
@@ -56,33 +56,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVOICEREQUEST']._serialized_start=871
   _globals['_CREATEVOICEREQUEST']._serialized_end=980
   _globals['_TRAINVOICEREQUEST']._serialized_start=983
-  _globals['_TRAINVOICEREQUEST']._serialized_end=1295
+  _globals['_TRAINVOICEREQUEST']._serialized_end=1333
   _globals['_TRAINVOICEREQUEST_LABELSENTRY']._serialized_start=715
   _globals['_TRAINVOICEREQUEST_LABELSENTRY']._serialized_end=760
-  _globals['_RVCTRAININGPARAMETERS']._serialized_start=1298
-  _globals['_RVCTRAININGPARAMETERS']._serialized_end=1507
-  _globals['_IMPORTVOICEREQUEST']._serialized_start=1509
-  _globals['_IMPORTVOICEREQUEST']._serialized_end=1627
-  _globals['_EXPORTVOICEREQUEST']._serialized_start=1629
-  _globals['_EXPORTVOICEREQUEST']._serialized_end=1731
-  _globals['_GETVOICEREQUEST']._serialized_start=1733
-  _globals['_GETVOICEREQUEST']._serialized_end=1764
-  _globals['_LISTVOICESREQUEST']._serialized_start=1767
-  _globals['_LISTVOICESREQUEST']._serialized_end=1912
-  _globals['_LISTVOICESRESPONSE']._serialized_start=1914
-  _globals['_LISTVOICESRESPONSE']._serialized_end=1995
-  _globals['_UPDATEVOICEREQUEST']._serialized_start=1997
-  _globals['_UPDATEVOICEREQUEST']._serialized_end=2101
-  _globals['_DELETEVOICEREQUEST']._serialized_start=2103
-  _globals['_DELETEVOICEREQUEST']._serialized_end=2137
-  _globals['_UNDELETEVOICEREQUEST']._serialized_start=2139
-  _globals['_UNDELETEVOICEREQUEST']._serialized_end=2175
-  _globals['_CHECKPOINT']._serialized_start=2178
-  _globals['_CHECKPOINT']._serialized_end=2335
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2337
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2416
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2418
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2514
-  _globals['_VOICESERVICE']._serialized_start=2780
-  _globals['_VOICESERVICE']._serialized_end=3501
+  _globals['_RVCTRAININGPARAMETERS']._serialized_start=1336
+  _globals['_RVCTRAININGPARAMETERS']._serialized_end=1563
+  _globals['_IMPORTVOICEREQUEST']._serialized_start=1565
+  _globals['_IMPORTVOICEREQUEST']._serialized_end=1683
+  _globals['_EXPORTVOICEREQUEST']._serialized_start=1685
+  _globals['_EXPORTVOICEREQUEST']._serialized_end=1787
+  _globals['_GETVOICEREQUEST']._serialized_start=1789
+  _globals['_GETVOICEREQUEST']._serialized_end=1820
+  _globals['_LISTVOICESREQUEST']._serialized_start=1823
+  _globals['_LISTVOICESREQUEST']._serialized_end=1968
+  _globals['_LISTVOICESRESPONSE']._serialized_start=1970
+  _globals['_LISTVOICESRESPONSE']._serialized_end=2051
+  _globals['_UPDATEVOICEREQUEST']._serialized_start=2053
+  _globals['_UPDATEVOICEREQUEST']._serialized_end=2157
+  _globals['_DELETEVOICEREQUEST']._serialized_start=2159
+  _globals['_DELETEVOICEREQUEST']._serialized_end=2193
+  _globals['_UNDELETEVOICEREQUEST']._serialized_start=2195
+  _globals['_UNDELETEVOICEREQUEST']._serialized_end=2231
+  _globals['_CHECKPOINT']._serialized_start=2234
+  _globals['_CHECKPOINT']._serialized_end=2391
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2393
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2472
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2474
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2570
+  _globals['_VOICESERVICE']._serialized_start=2836
+  _globals['_VOICESERVICE']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

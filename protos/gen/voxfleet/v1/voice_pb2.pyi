@@ -328,6 +328,8 @@ class TrainVoiceRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`teams/{team}`."""
     voice_id: _builtins.str
@@ -340,6 +342,8 @@ class TrainVoiceRequest(_message.Message):
     """Checks everything, makes nothing."""
     request_id: _builtins.str
     """Makes a repeat return the first answer."""
+    priority: _builtins.int
+    """Order within its class, -100 to 100, higher first."""
     @_builtins.property
     def audios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`teams/{team}/audios/{audio}`, 1 to 100 of them."""
@@ -351,6 +355,12 @@ class TrainVoiceRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
+
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of this team, by name, that must succeed before this one begins; where one fails, this fails with
+        DEPENDENCY_FAILED.
+        """
 
     def __init__(
         self,
@@ -364,10 +374,12 @@ class TrainVoiceRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "display_name", b"display_name", "force", b"force", "labels", b"labels", "parameters", b"parameters", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "depends_on", b"depends_on", "display_name", b"display_name", "force", b"force", "labels", b"labels", "parameters", b"parameters", "parent", b"parent", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only", "voice_id", b"voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,6 +401,7 @@ class RvcTrainingParameters(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     MAX_STEPS_FIELD_NUMBER: _builtins.int
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the audio, up to 2000; by length of audio where 0."""
     batch_size: _builtins.int
@@ -409,6 +422,8 @@ class RvcTrainingParameters(_message.Message):
     """1234 by default."""
     max_steps: _builtins.int
     """Ends after so many steps at the latest; 0 for no such bound."""
+    gpu_type: _builtins.str
+    """Type of GPU to train on, such as `H200`; any where empty."""
     def __init__(
         self,
         *,
@@ -422,10 +437,11 @@ class RvcTrainingParameters(_message.Message):
         gpus: _builtins.int = ...,
         seed: _builtins.int = ...,
         max_steps: _builtins.int = ...,
+        gpu_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "content_encoder", b"content_encoder", "epochs", b"epochs", "f0_method", b"f0_method", "gpus", b"gpus", "learning_rate", b"learning_rate", "max_steps", b"max_steps", "preset", b"preset", "save_every", b"save_every", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "content_encoder", b"content_encoder", "epochs", b"epochs", "f0_method", b"f0_method", "gpu_type", b"gpu_type", "gpus", b"gpus", "learning_rate", b"learning_rate", "max_steps", b"max_steps", "preset", b"preset", "save_every", b"save_every", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

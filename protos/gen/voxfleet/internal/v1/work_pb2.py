@@ -27,7 +27,7 @@ from voxfleet.v1 import fleet_pb2 as voxfleet_dot_v1_dot_fleet__pb2
 from voxfleet.v1 import job_pb2 as voxfleet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvoxfleet/internal/v1/work.proto\x12\x14voxfleet.internal.v1\x1a\x17voxfleet/v1/error.proto\x1a\x17voxfleet/v1/fleet.proto\x1a\x15voxfleet/v1/job.proto\"=\n\x05\x46\x65nce\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"\xbe\x01\n\x0bWorkRequest\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.voxfleet.internal.v1.WorkerHelloH\x00\x12\x38\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32$.voxfleet.internal.v1.WorkerCapacityH\x00\x12\x36\n\nheartbeats\x18\x03 \x01(\x0b\x32 .voxfleet.internal.v1.HeartbeatsH\x00\x42\t\n\x07message\"K\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xca\x01\n\x0eWorkerCapacity\x12<\n\x04\x66ree\x18\x01 \x03(\x0b\x32..voxfleet.internal.v1.WorkerCapacity.FreeEntry\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x16\n\x0e\x64\x65\x66\x61ult_bundle\x18\x03 \x01(\t\x12\x13\n\x0bleases_seen\x18\x04 \x01(\x03\x1a+\n\tFreeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"F\n\nHeartbeats\x12\x38\n\nheartbeats\x18\x01 \x03(\x0b\x32$.voxfleet.internal.v1.LeaseHeartbeat\"h\n\x0eLeaseHeartbeat\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.voxfleet.v1.JobProgress\"{\n\x0cWorkResponse\x12.\n\x06leases\x18\x01 \x01(\x0b\x32\x1c.voxfleet.internal.v1.LeasesH\x00\x12\x30\n\x07notices\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.NoticesH\x00\x42\t\n\x07message\"5\n\x06Leases\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.voxfleet.internal.v1.Lease\"\xc4\x01\n\x05Lease\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\ttask_json\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12;\n\x0b\x63heckpoints\x18\x07 \x03(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\"8\n\x07Notices\x12-\n\x07notices\x18\x01 \x03(\x0b\x32\x1c.voxfleet.internal.v1.Notice\"d\n\x06Notice\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .voxfleet.internal.v1.NoticeKind\"m\n\x10\x43heckpointRecord\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"N\n\x07\x42lobRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"\xb6\x02\n\x11\x45ndAttemptRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12;\n\tsucceeded\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptSucceededH\x00\x12\x35\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32#.voxfleet.internal.v1.AttemptFailedH\x00\x12;\n\tcancelled\x18\x04 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptCancelledH\x00\x12\x39\n\x08released\x18\x05 \x01(\x0b\x32%.voxfleet.internal.v1.AttemptReleasedH\x00\x42\t\n\x07outcome\"\xc0\x02\n\x10\x41ttemptSucceeded\x12\x31\n\x06\x61udios\x18\x01 \x03(\x0b\x32!.voxfleet.internal.v1.OutputAudio\x12\x30\n\x05voice\x18\x02 \x01(\x0b\x32!.voxfleet.internal.v1.OutputVoice\x12\x44\n\x07metrics\x18\x03 \x03(\x0b\x32\x33.voxfleet.internal.v1.AttemptSucceeded.MetricsEntry\x12\'\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x18.voxfleet.v1.MetricPoint\x12\x0f\n\x07weights\x18\x05 \x01(\t\x12\x17\n\x0fweights_trained\x18\x06 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9c\x02\n\x0bOutputAudio\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0f\n\x07weights\x18\x08 \x01(\t\x12\x17\n\x0fweights_trained\x18\t \x01(\x08\x12\x17\n\x0fweights_licence\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\x12\r\n\x05voice\x18\x0c \x01(\t\x12\x14\n\x0csource_audio\x18\r \x01(\t\"\xd8\x01\n\x0bOutputVoice\x12.\n\x07package\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x17\n\x0f\x63ontent_encoder\x18\x02 \x01(\t\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12?\n\x07metrics\x18\x04 \x03(\x0b\x32..voxfleet.internal.v1.OutputVoice.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"I\n\rAttemptFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Error\x12\x15\n\rfailure_class\x18\x02 \x01(\t\"\x12\n\x10\x41ttemptCancelled\"\"\n\x0f\x41ttemptReleased\x12\x0f\n\x07message\x18\x01 \x01(\t\"Y\n\x12\x45ndAttemptResponse\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.voxfleet.v1.JobState\x12\x0e\n\x06\x61udios\x18\x02 \x03(\t\x12\r\n\x05voice\x18\x03 \x01(\t\"\x81\x01\n\x17RecordCheckpointRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12:\n\ncheckpoint\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\"0\n\x18RecordCheckpointResponse\x12\x14\n\x0c\x64ropped_keys\x18\x01 \x03(\t*n\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12NOTICE_KIND_CANCEL\x10\x01\x12\x14\n\x10NOTICE_KIND_LOST\x10\x02\x12\x15\n\x11NOTICE_KIND_YIELD\x10\x03\x32\xb4\x02\n\x0bWorkService\x12Q\n\x04Work\x12!.voxfleet.internal.v1.WorkRequest\x1a\".voxfleet.internal.v1.WorkResponse(\x01\x30\x01\x12_\n\nEndAttempt\x12\'.voxfleet.internal.v1.EndAttemptRequest\x1a(.voxfleet.internal.v1.EndAttemptResponse\x12q\n\x10RecordCheckpoint\x12-.voxfleet.internal.v1.RecordCheckpointRequest\x1a..voxfleet.internal.v1.RecordCheckpointResponseBY\n\x18\x64\x65v.voxfleet.internal.v1B\tWorkProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvoxfleet/internal/v1/work.proto\x12\x14voxfleet.internal.v1\x1a\x17voxfleet/v1/error.proto\x1a\x17voxfleet/v1/fleet.proto\x1a\x15voxfleet/v1/job.proto\"=\n\x05\x46\x65nce\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"\xbe\x01\n\x0bWorkRequest\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.voxfleet.internal.v1.WorkerHelloH\x00\x12\x38\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32$.voxfleet.internal.v1.WorkerCapacityH\x00\x12\x36\n\nheartbeats\x18\x03 \x01(\x0b\x32 .voxfleet.internal.v1.HeartbeatsH\x00\x42\t\n\x07message\"K\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xca\x01\n\x0eWorkerCapacity\x12<\n\x04\x66ree\x18\x01 \x03(\x0b\x32..voxfleet.internal.v1.WorkerCapacity.FreeEntry\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x16\n\x0e\x64\x65\x66\x61ult_bundle\x18\x03 \x01(\t\x12\x13\n\x0bleases_seen\x18\x04 \x01(\x03\x1a+\n\tFreeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"F\n\nHeartbeats\x12\x38\n\nheartbeats\x18\x01 \x03(\x0b\x32$.voxfleet.internal.v1.LeaseHeartbeat\"h\n\x0eLeaseHeartbeat\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.voxfleet.v1.JobProgress\"\xb0\x01\n\x0cWorkResponse\x12.\n\x06leases\x18\x01 \x01(\x0b\x32\x1c.voxfleet.internal.v1.LeasesH\x00\x12\x30\n\x07notices\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.NoticesH\x00\x12\x33\n\x06orders\x18\x03 \x01(\x0b\x32!.voxfleet.internal.v1.FleetOrdersH\x00\x42\t\n\x07message\"\x92\x01\n\x0b\x46leetOrders\x12\x15\n\rdrained_nodes\x18\x01 \x03(\t\x12=\n\x06grants\x18\x02 \x03(\x0b\x32-.voxfleet.internal.v1.FleetOrders.GrantsEntry\x1a-\n\x0bGrantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x06Leases\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.voxfleet.internal.v1.Lease\"\xee\x01\n\x05Lease\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\ttask_json\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12;\n\x0b\x63heckpoints\x18\x07 \x03(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\x12\x13\n\x0b\x62\x61tch_scale\x18\x08 \x01(\x01\x12\x13\n\x0b\x61void_nodes\x18\t \x03(\t\"8\n\x07Notices\x12-\n\x07notices\x18\x01 \x03(\x0b\x32\x1c.voxfleet.internal.v1.Notice\"d\n\x06Notice\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .voxfleet.internal.v1.NoticeKind\"m\n\x10\x43heckpointRecord\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"N\n\x07\x42lobRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"\xb6\x02\n\x11\x45ndAttemptRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12;\n\tsucceeded\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptSucceededH\x00\x12\x35\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32#.voxfleet.internal.v1.AttemptFailedH\x00\x12;\n\tcancelled\x18\x04 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptCancelledH\x00\x12\x39\n\x08released\x18\x05 \x01(\x0b\x32%.voxfleet.internal.v1.AttemptReleasedH\x00\x42\t\n\x07outcome\"\xc0\x02\n\x10\x41ttemptSucceeded\x12\x31\n\x06\x61udios\x18\x01 \x03(\x0b\x32!.voxfleet.internal.v1.OutputAudio\x12\x30\n\x05voice\x18\x02 \x01(\x0b\x32!.voxfleet.internal.v1.OutputVoice\x12\x44\n\x07metrics\x18\x03 \x03(\x0b\x32\x33.voxfleet.internal.v1.AttemptSucceeded.MetricsEntry\x12\'\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x18.voxfleet.v1.MetricPoint\x12\x0f\n\x07weights\x18\x05 \x01(\t\x12\x17\n\x0fweights_trained\x18\x06 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9c\x02\n\x0bOutputAudio\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0f\n\x07weights\x18\x08 \x01(\t\x12\x17\n\x0fweights_trained\x18\t \x01(\x08\x12\x17\n\x0fweights_licence\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\x12\r\n\x05voice\x18\x0c \x01(\t\x12\x14\n\x0csource_audio\x18\r \x01(\t\"\xd8\x01\n\x0bOutputVoice\x12.\n\x07package\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x17\n\x0f\x63ontent_encoder\x18\x02 \x01(\t\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12?\n\x07metrics\x18\x04 \x03(\x0b\x32..voxfleet.internal.v1.OutputVoice.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"W\n\rAttemptFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Error\x12\x15\n\rfailure_class\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\"\x12\n\x10\x41ttemptCancelled\"\"\n\x0f\x41ttemptReleased\x12\x0f\n\x07message\x18\x01 \x01(\t\"Y\n\x12\x45ndAttemptResponse\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.voxfleet.v1.JobState\x12\x0e\n\x06\x61udios\x18\x02 \x03(\t\x12\r\n\x05voice\x18\x03 \x01(\t\"\x81\x01\n\x17RecordCheckpointRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12:\n\ncheckpoint\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\"0\n\x18RecordCheckpointResponse\x12\x14\n\x0c\x64ropped_keys\x18\x01 \x03(\t*n\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12NOTICE_KIND_CANCEL\x10\x01\x12\x14\n\x10NOTICE_KIND_LOST\x10\x02\x12\x15\n\x11NOTICE_KIND_YIELD\x10\x03\x32\xb4\x02\n\x0bWorkService\x12Q\n\x04Work\x12!.voxfleet.internal.v1.WorkRequest\x1a\".voxfleet.internal.v1.WorkResponse(\x01\x30\x01\x12_\n\nEndAttempt\x12\'.voxfleet.internal.v1.EndAttemptRequest\x1a(.voxfleet.internal.v1.EndAttemptResponse\x12q\n\x10RecordCheckpoint\x12-.voxfleet.internal.v1.RecordCheckpointRequest\x1a..voxfleet.internal.v1.RecordCheckpointResponseBY\n\x18\x64\x65v.voxfleet.internal.v1B\tWorkProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\030dev.voxfleet.internal.v1B\tWorkProtoP\001Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1'
   _globals['_WORKERCAPACITY_FREEENTRY']._loaded_options = None
   _globals['_WORKERCAPACITY_FREEENTRY']._serialized_options = b'8\001'
+  _globals['_FLEETORDERS_GRANTSENTRY']._loaded_options = None
+  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_options = b'8\001'
   _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._loaded_options = None
   _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_OUTPUTVOICE_METRICSENTRY']._loaded_options = None
   _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_NOTICEKIND']._serialized_start=3122
-  _globals['_NOTICEKIND']._serialized_end=3232
+  _globals['_NOTICEKIND']._serialized_start=3381
+  _globals['_NOTICEKIND']._serialized_end=3491
   _globals['_FENCE']._serialized_start=130
   _globals['_FENCE']._serialized_end=191
   _globals['_WORKREQUEST']._serialized_start=194
@@ -57,44 +59,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATS']._serialized_end=738
   _globals['_LEASEHEARTBEAT']._serialized_start=740
   _globals['_LEASEHEARTBEAT']._serialized_end=844
-  _globals['_WORKRESPONSE']._serialized_start=846
-  _globals['_WORKRESPONSE']._serialized_end=969
-  _globals['_LEASES']._serialized_start=971
-  _globals['_LEASES']._serialized_end=1024
-  _globals['_LEASE']._serialized_start=1027
-  _globals['_LEASE']._serialized_end=1223
-  _globals['_NOTICES']._serialized_start=1225
-  _globals['_NOTICES']._serialized_end=1281
-  _globals['_NOTICE']._serialized_start=1283
-  _globals['_NOTICE']._serialized_end=1383
-  _globals['_CHECKPOINTRECORD']._serialized_start=1385
-  _globals['_CHECKPOINTRECORD']._serialized_end=1494
-  _globals['_BLOBREF']._serialized_start=1496
-  _globals['_BLOBREF']._serialized_end=1574
-  _globals['_ENDATTEMPTREQUEST']._serialized_start=1577
-  _globals['_ENDATTEMPTREQUEST']._serialized_end=1887
-  _globals['_ATTEMPTSUCCEEDED']._serialized_start=1890
-  _globals['_ATTEMPTSUCCEEDED']._serialized_end=2210
-  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_start=2164
-  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_end=2210
-  _globals['_OUTPUTAUDIO']._serialized_start=2213
-  _globals['_OUTPUTAUDIO']._serialized_end=2497
-  _globals['_OUTPUTVOICE']._serialized_start=2500
-  _globals['_OUTPUTVOICE']._serialized_end=2716
-  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_start=2164
-  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_end=2210
-  _globals['_ATTEMPTFAILED']._serialized_start=2718
-  _globals['_ATTEMPTFAILED']._serialized_end=2791
-  _globals['_ATTEMPTCANCELLED']._serialized_start=2793
-  _globals['_ATTEMPTCANCELLED']._serialized_end=2811
-  _globals['_ATTEMPTRELEASED']._serialized_start=2813
-  _globals['_ATTEMPTRELEASED']._serialized_end=2847
-  _globals['_ENDATTEMPTRESPONSE']._serialized_start=2849
-  _globals['_ENDATTEMPTRESPONSE']._serialized_end=2938
-  _globals['_RECORDCHECKPOINTREQUEST']._serialized_start=2941
-  _globals['_RECORDCHECKPOINTREQUEST']._serialized_end=3070
-  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_start=3072
-  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_end=3120
-  _globals['_WORKSERVICE']._serialized_start=3235
-  _globals['_WORKSERVICE']._serialized_end=3543
+  _globals['_WORKRESPONSE']._serialized_start=847
+  _globals['_WORKRESPONSE']._serialized_end=1023
+  _globals['_FLEETORDERS']._serialized_start=1026
+  _globals['_FLEETORDERS']._serialized_end=1172
+  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_start=1127
+  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_end=1172
+  _globals['_LEASES']._serialized_start=1174
+  _globals['_LEASES']._serialized_end=1227
+  _globals['_LEASE']._serialized_start=1230
+  _globals['_LEASE']._serialized_end=1468
+  _globals['_NOTICES']._serialized_start=1470
+  _globals['_NOTICES']._serialized_end=1526
+  _globals['_NOTICE']._serialized_start=1528
+  _globals['_NOTICE']._serialized_end=1628
+  _globals['_CHECKPOINTRECORD']._serialized_start=1630
+  _globals['_CHECKPOINTRECORD']._serialized_end=1739
+  _globals['_BLOBREF']._serialized_start=1741
+  _globals['_BLOBREF']._serialized_end=1819
+  _globals['_ENDATTEMPTREQUEST']._serialized_start=1822
+  _globals['_ENDATTEMPTREQUEST']._serialized_end=2132
+  _globals['_ATTEMPTSUCCEEDED']._serialized_start=2135
+  _globals['_ATTEMPTSUCCEEDED']._serialized_end=2455
+  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_start=2409
+  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_end=2455
+  _globals['_OUTPUTAUDIO']._serialized_start=2458
+  _globals['_OUTPUTAUDIO']._serialized_end=2742
+  _globals['_OUTPUTVOICE']._serialized_start=2745
+  _globals['_OUTPUTVOICE']._serialized_end=2961
+  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_start=2409
+  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_end=2455
+  _globals['_ATTEMPTFAILED']._serialized_start=2963
+  _globals['_ATTEMPTFAILED']._serialized_end=3050
+  _globals['_ATTEMPTCANCELLED']._serialized_start=3052
+  _globals['_ATTEMPTCANCELLED']._serialized_end=3070
+  _globals['_ATTEMPTRELEASED']._serialized_start=3072
+  _globals['_ATTEMPTRELEASED']._serialized_end=3106
+  _globals['_ENDATTEMPTRESPONSE']._serialized_start=3108
+  _globals['_ENDATTEMPTRESPONSE']._serialized_end=3197
+  _globals['_RECORDCHECKPOINTREQUEST']._serialized_start=3200
+  _globals['_RECORDCHECKPOINTREQUEST']._serialized_end=3329
+  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_start=3331
+  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_end=3379
+  _globals['_WORKSERVICE']._serialized_start=3494
+  _globals['_WORKSERVICE']._serialized_end=3802
 # @@protoc_insertion_point(module_scope)

@@ -272,6 +272,7 @@ class WorkResponse(_message.Message):
 
     LEASES_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def leases(self) -> Global___Leases:
         """Jobs for it."""
@@ -280,21 +281,76 @@ class WorkResponse(_message.Message):
     def notices(self) -> Global___Notices:
         """The answer to a heartbeat."""
 
+    @_builtins.property
+    def orders(self) -> Global___FleetOrders:
+        """Sent when the stream opens and whenever it changes."""
+
     def __init__(
         self,
         *,
         leases: Global___Leases | None = ...,
         notices: Global___Notices | None = ...,
+        orders: Global___FleetOrders | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "message", b"message", "notices", b"notices"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "message", b"message", "notices", b"notices", "orders", b"orders"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "message", b"message", "notices", b"notices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "message", b"message", "notices", b"notices", "orders", b"orders"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leases", "notices"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leases", "notices", "orders"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WorkResponse: _TypeAlias = WorkResponse  # noqa: Y015
+
+@_typing.final
+class FleetOrders(_message.Message):
+    """What the operators and the scheduler ask of every worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GrantsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DRAINED_NODES_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drained_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that take no new work; pools move away from them."""
+
+    @_builtins.property
+    def grants(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """GPUs that belong to each pool (`trainer`, `rvc`, `f5`); a pool that is not named keeps to its settings."""
+
+    def __init__(
+        self,
+        *,
+        drained_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        grants: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained_nodes", b"drained_nodes", "grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetOrders: _TypeAlias = FleetOrders  # noqa: Y015
 
 @_typing.final
 class Leases(_message.Message):
@@ -333,6 +389,8 @@ class Lease(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    BATCH_SCALE_FIELD_NUMBER: _builtins.int
+    AVOID_NODES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`teams/{team}/jobs/{job}`."""
     kind: _builtins.str
@@ -343,6 +401,8 @@ class Lease(_message.Message):
     """How long it holds without a heartbeat."""
     traceparent: _builtins.str
     """W3C trace context of the request that made the job."""
+    batch_scale: _builtins.float
+    """Share of the batch size to use: below 1 after a lack of memory."""
     @_builtins.property
     def fence(self) -> Global___Fence:
         """The fence."""
@@ -350,6 +410,10 @@ class Lease(_message.Message):
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointRecord]:
         """The newest committed checkpoints, newest first."""
+
+    @_builtins.property
+    def avoid_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes where it failed lately: to be passed over where another will do."""
 
     def __init__(
         self,
@@ -361,10 +425,12 @@ class Lease(_message.Message):
         lease_s: _builtins.float = ...,
         traceparent: _builtins.str = ...,
         checkpoints: _abc.Iterable[Global___CheckpointRecord] | None = ...,
+        batch_scale: _builtins.float = ...,
+        avoid_nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "fence", b"fence", "job", b"job", "kind", b"kind", "lease_s", b"lease_s", "task_json", b"task_json", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid_nodes", b"avoid_nodes", "batch_scale", b"batch_scale", "checkpoints", b"checkpoints", "fence", b"fence", "job", b"job", "kind", b"kind", "lease_s", b"lease_s", "task_json", b"task_json", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,8 +816,11 @@ class AttemptFailed(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     FAILURE_CLASS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     failure_class: _builtins.str
     """`transient`, `resource`, `node`, `input` or `permanent`."""
+    node: _builtins.str
+    """The node where it went wrong; empty where the worker cannot tell."""
     @_builtins.property
     def error(self) -> _error_pb2.Error:
         """Why."""
@@ -761,10 +830,11 @@ class AttemptFailed(_message.Message):
         *,
         error: _error_pb2.Error | None = ...,
         failure_class: _builtins.str = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "failure_class", b"failure_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "failure_class", b"failure_class", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

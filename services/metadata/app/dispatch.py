@@ -1,0 +1,183 @@
+"""Hands out work: which lane is next, told by the lane book; what is claimed, told by the database.
+
+The book is a hint of this process. It is filled by wake-ups, put right by a look at the database every
+second, and a wrong guess costs an empty claim. Several processes may each have one: a job is claimed once,
+whoever asks, and what each of them hands out is fair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from services.common.errors import VoxfleetError
+from services.metadata.model.jobs import LeasedJob
+from services.metadata.ports.store import Store, Wakeups
+from services.metadata.scheduling.lanes import AGE_S, LaneBook, LaneKey, Pick
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a worker could take: free places by kind, and what its nodes have.
+
+    Args:
+        worker: its name.
+        node: where it runs.
+        free: places by kind of job.
+        gpu_types: of the nodes it can place work on.
+        max_gpus: of one job at most.
+    """
+
+    worker: str
+    node: str
+    free: Mapping[str, int]
+    gpu_types: tuple[str, ...] = ()
+    max_gpus: float = 1e9
+
+
+class Dispatcher:
+    """Claims for workers, in the order of the lane book.
+
+    Args:
+        store: the database.
+        wakeups: what was committed elsewhere.
+        lease_s: how long a lease holds without a heartbeat.
+        refresh_s: between two looks at the lanes and quotas.
+        age_s: after which a class that is not served counts as one higher.
+        cost_of: the predicted GPU-seconds of a claimed job, which its team is charged in the fair share.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        wakeups: Wakeups,
+        *,
+        lease_s: float,
+        refresh_s: float = 1.0,
+        age_s: float = AGE_S,
+        cost_of: Callable[[LeasedJob], float] = lambda job: max(job.gpus, 0.05) * max(job.size, 1.0),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self.lease_s = lease_s
+        self._refresh_s = refresh_s
+        self._cost_of = cost_of
+        self._clock = clock
+        self._weights: dict[str, float] = {}
+        self.book = LaneBook(lambda team: self._weights.get(team, 1.0), age_s=age_s)
+        self._bounded: dict[str, list[LaneKey]] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._stale = asyncio.Event()
+        wakeups.subscribe(self._heard)
+
+    async def run(self) -> None:
+        """Keeps the book right until cancelled."""
+        while True:
+            try:
+                await self.refresh()
+            except VoxfleetError as error:
+                log.warning("lanes: %s", error.message)
+            except Exception:
+                log.exception("lanes could not be read")
+            try:
+                # Not wait_for, which on Python 3.11 can swallow a cancellation.
+                async with asyncio.timeout(self._refresh_s):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
+            self._stale.clear()
+
+    async def refresh(self) -> None:
+        """One look at the lanes and quotas; wakes who waits for a lane that has something."""
+        async with self._store.leases() as rows:
+            lanes = await rows.lanes()
+            uses = await rows.quota_uses()
+        self._weights = {use.quota.team: use.quota.weight for use in uses}
+        bounded = {use.quota.team for use in uses if use.quota.max_gpus}
+        self._bounded = {team: [lane for lane in lanes if lane.team == team] for team in bounded}
+        self.book.close_teams(use.quota.team for use in uses if use.full)
+        self.book.refresh(lanes, self._clock())
+        for kind in {lane.kind for lane in self.book.waiting()}:
+            self._wake(kind)
+
+    async def claim(self, offer: Offer) -> list[LeasedJob]:
+        """Leases up to ``free[kind]`` jobs of each kind; empty where the book knows of none.
+
+        Errors: DATABASE_UNAVAILABLE.
+        """
+        free = {kind: count for kind, count in offer.free.items() if count > 0}
+        found: list[LeasedJob] = []
+        for _ in range(_ROUNDS):
+            picks = [
+                pick for kind, count in free.items() for pick in self.book.pick(kind, count, self._clock())
+            ]
+            if not picks:
+                break
+            try:
+                async with self._store.leases() as rows:
+                    claimed = await rows.claim(
+                        offer.worker,
+                        offer.node,
+                        picks,
+                        self.lease_s,
+                        gpu_types=offer.gpu_types,
+                        max_gpus=offer.max_gpus,
+                    )
+            except VoxfleetError:
+                for pick in picks:
+                    self.book.claimed(pick, [0.0] * pick.count, pick.after)
+                raise
+            self._note(picks, claimed)
+            found += claimed
+            for job in claimed:
+                free[job.kind] -= 1
+        return found
+
+    def _note(self, picks: Sequence[Pick], claimed: Sequence[LeasedJob]) -> None:
+        """Tells the book what each pick brought."""
+        by_lane: dict[LaneKey, list[LeasedJob]] = {}
+        for job in claimed:
+            by_lane.setdefault(LaneKey(job.kind, job.priority_class, job.team), []).append(job)
+        for pick in picks:
+            jobs = by_lane.get(pick.lane, [])
+            last = max((job.queue_key for job in jobs), default=pick.after)
+            self.book.claimed(pick, [self._cost_of(job) for job in jobs], last)
+
+    @contextmanager
+    def waiting(self, kinds: Sequence[str]) -> Iterator[asyncio.Event]:
+        """An event that is set when there may be something of these kinds."""
+        event = asyncio.Event()
+        for kind in kinds:
+            self._waiting.setdefault(kind, set()).add(event)
+        try:
+            yield event
+        finally:
+            for kind in kinds:
+                self._waiting[kind].discard(event)
+
+    def freed(self, teams: Iterable[str]) -> None:
+        """Jobs of these teams have ended: one that was at its quota of GPUs may begin another."""
+        for team in set(teams) & self._bounded.keys():
+            for lane in self._bounded[team]:
+                self.book.open(lane, self._clock(), rewind=False)
+                self._wake(lane.kind)
+
+    def _heard(self, lane: LaneKey | None) -> None:
+        if lane is None:
+            self._stale.set()
+            return
+        self.book.open(lane, self._clock())
+        self._wake(lane.kind)
+
+    def _wake(self, kind: str) -> None:
+        for event in self._waiting.get(kind, ()):
+            event.set()

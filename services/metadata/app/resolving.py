@@ -1,0 +1,169 @@
+"""What a submit names, resolved: audios and voices to bytes, texts to jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.common import names
+from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
+from services.common.jobs import tasks
+from services.metadata.app.voices import resolve_voice
+from services.metadata.model.catalog import Audio, VoiceState
+from services.metadata.model.jobs import JobState, NewJob, PriorityClass
+from services.metadata.ports.store import Transaction
+
+MIN_TRAINING_S = 10.0
+MAX_TEXT = 5000
+# Shares of a GPU that a place in a pool stands for: three conversions, or one batching actor of five.
+CONVERSION_GPUS = 1 / 3
+SPEECH_GPUS = 1 / 5
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One text of a batch, with the batch's own settings already applied."""
+
+    id: str
+    text: str
+    voice: str
+    parameters: tasks.SpeakingParameters
+    style: str = ""
+
+
+def line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output: tasks.Output) -> NewJob:
+    """The job of one text; a bad one is recorded as failed from the start."""
+    error: VoxfleetError | None = voice if isinstance(voice, VoxfleetError) else None
+    if not line.text.strip():
+        error = invalid(Reason.TEXT_EMPTY, "this item has no text to speak", field="text")
+    elif len(line.text) > MAX_TEXT:
+        error = invalid(
+            Reason.TEXT_TOO_LONG,
+            f"an item has at most {MAX_TEXT} characters; this one has {len(line.text)}",
+            field="text",
+            max_characters=MAX_TEXT,
+        )
+    elif "\x00" in line.text:
+        error = invalid(Reason.UNSUPPORTED_CHARACTERS, "this item's text holds a NUL character", field="text")
+    if error is not None or isinstance(voice, VoxfleetError):
+        assert error is not None
+        task = tasks.BatchTask(team=team, item_kind="f5.item").model_dump_json()
+        state, stored = JobState.FAILED, error.to_dict()
+    else:
+        task = tasks.SpeakTask(
+            team=team,
+            text=line.text,
+            voice=voice,
+            parameters=line.parameters,
+            output=output,
+            display_name=line.id,
+        ).model_dump_json()
+        state, stored = JobState.QUEUED, None
+    text = line.text[:MAX_TEXT].replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return NewJob(
+        team=team,
+        id=names.new_id(),
+        kind="f5.item",
+        priority_class=PriorityClass.BATCH,
+        task=task,
+        spec={"text": text},
+        display_name=text[:80],
+        item_id=line.id,
+        gpus=SPEECH_GPUS,
+        size=float(len(line.text.encode())),
+        state=state,
+        error=stored,
+    )
+
+
+async def converting_voice(
+    tx: Transaction, team: str, voice_name: str, depends_on: Sequence[str]
+) -> tasks.RvcVoice:
+    """The trained voice; one still in training where the conversion waits for that very training."""
+    voice_id = names.parse(voice_name, "voices", field="voice").id
+    found = await tx.get_voice(team, voice_id)
+    if (
+        found is not None
+        and found.engine == "rvc"
+        and found.state is VoiceState.TRAINING
+        and f"teams/{team}/jobs/{found.job_id}" in depends_on
+    ):
+        return tasks.RvcVoice(name=found.name)
+    voice, _, _ = await resolve_voice(tx, team, voice_id)
+    if voice.engine != "rvc" or voice.package is None:
+        raise invalid(
+            Reason.UNSUPPORTED_ENGINE,
+            f"{voice.name} is a zero-shot voice; converting needs a trained one: use TrainVoice",
+            field="voice",
+            engine=voice.engine,
+        )
+    return tasks.RvcVoice(name=voice.name, package=voice.package)
+
+
+async def speaking_voice(
+    tx: Transaction, team: str, voice_name: str, style: str
+) -> tasks.F5Voice | VoxfleetError:
+    """The zero-shot voice that a text names; what is wrong with it, where something is."""
+    try:
+        name = names.parse(voice_name, "voices", field="voice")
+        if name.team != team:
+            return not_found(Reason.VOICE_NOT_FOUND, voice_name)
+        voice, reference, text = await resolve_voice(tx, team, name.id, style=style)
+    except VoxfleetError as error:
+        return error
+    if reference is None:
+        return invalid(
+            Reason.UNSUPPORTED_ENGINE,
+            f"{voice.name} is a trained voice, which converts; speaking text needs a zero-shot voice",
+            field="voice",
+            engine=voice.engine,
+        )
+    return tasks.F5Voice(name=voice.name, reference=reference, reference_text=text, languages=voice.languages)
+
+
+async def team_audio(tx: Transaction, team: str, name: str, field: str) -> Audio:
+    """An audio of the team, by name. Errors: AUDIO_NOT_FOUND."""
+    parsed = names.parse(name, "audios", field=field)
+    audio = await tx.get_audio(team, parsed.id) if parsed.team == team else None
+    if audio is None:
+        raise not_found(Reason.AUDIO_NOT_FOUND, name)
+    return audio
+
+
+def source_of(audio: Audio) -> tasks.SourceAudio:
+    """An audio as a task names it."""
+    return tasks.SourceAudio(
+        name=audio.name,
+        blob=audio.blob,
+        duration_s=audio.duration_s,
+        display_name=audio.display_name,
+    )
+
+
+def check_trainable(clips: Sequence[Audio], *, force: bool) -> None:
+    """Errors: AUDIO_TOO_SHORT, QUALITY_TOO_LOW."""
+    total_s = sum(clip.duration_s for clip in clips)
+    if total_s < MIN_TRAINING_S:
+        raise invalid(
+            Reason.AUDIO_TOO_SHORT,
+            f"training needs at least {MIN_TRAINING_S:g} s of audio, best 5 to 10 minutes; "
+            f"these have {total_s:.1f} s",
+            field="audios",
+            duration_s=f"{total_s:.3f}",
+            min_duration_s=MIN_TRAINING_S,
+        )
+    for number, clip in enumerate(clips):
+        if force or clip.assessment.get("trainable"):
+            continue
+        reasons = "; ".join(clip.assessment.get("reasons", ()))
+        raise VoxfleetError(
+            Reason.QUALITY_TOO_LOW,
+            f"audios[{number}] is graded {clip.assessment.get('grade', '?')}: {reasons or 'too noisy'}. "
+            "Record it again, clean it, or set `force`",
+            kind=Kind.PRECONDITION,
+            metadata={
+                "grade": clip.assessment.get("grade", ""),
+                "actual_snr_db": f"{clip.measures.get('snr_db', 0.0):.1f}",
+                "min_snr_db": 15,
+            },
+        )
