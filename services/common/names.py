@@ -66,11 +66,7 @@ def parse_quota(name: str, *, field: str = "name") -> str:
         VoxfleetError: INVALID_ARGUMENT where it is not of that form.
     """
     parts = name.split("/")
-    if (
-        len(parts) != 3
-        or (parts[0], parts[2]) != ("teams", "quota")
-        or not TEAM_PATTERN.fullmatch(parts[1])
-    ):
+    if len(parts) != 3 or (parts[0], parts[2]) != ("teams", "quota") or not TEAM_PATTERN.fullmatch(parts[1]):
         raise _malformed(field, name, "teams/{team}/quota")
     return parts[1]
 
