@@ -32,9 +32,8 @@ def others_job(metadata, team: str = "beta", count: int = 1, gpus: float = 0.2) 
     """Jobs of another team, as its own submits would have left them."""
     with psycopg.connect(metadata.url) as connection:
         connection.execute(
-            "INSERT INTO jobs (id, team, kind, state, priority_class, task, gpus) SELECT %s || g, %s, 'f5.item', "
-            '\'QUEUED\', 3, \'{"kind": "batch", "team": "beta", "item_kind": "f5.item"}\', %s '
-            "FROM generate_series(1, %s) AS g",
+            "INSERT INTO jobs (id, team, kind, state, priority_class, task, gpus) SELECT %s || g, %s, "
+            "'f5.item', 'QUEUED', 3, '{}', %s FROM generate_series(1, %s) AS g",
             (f"{team}-", team, gpus, count),
         )
 
