@@ -63,6 +63,7 @@ class WorkSession:
         self._said = False
         self._draining = False
         self._offered = asyncio.Event()
+        self._woken = asyncio.Event()
 
     async def offer(self, row: WorkerRow, leases_seen: int) -> None:
         """Takes an offer of capacity, unless it was made before our last leases arrived."""
@@ -79,6 +80,8 @@ class WorkSession:
             self._said = True
             await self._work.put_worker(row)
         self._offered.set()
+        # It may be waiting for work of kinds that are no longer those that it offers.
+        self._woken.set()
 
     async def heartbeat(self, beats: Sequence[tuple[Fence, Progress | None]]) -> list[tuple[Fence, StopKind]]:
         """Extends leases; see :meth:`Work.heartbeat`."""
@@ -87,6 +90,7 @@ class WorkSession:
     def drain(self) -> None:
         """Hands out nothing more; heartbeats are still answered."""
         self._draining = True
+        self._woken.set()
 
     async def leases(self) -> AsyncIterator[list[Claimed]]:
         """Leases as work comes, within what was offered; after each batch a fresh offer is awaited."""
@@ -96,10 +100,11 @@ class WorkSession:
             if not kinds or self._draining:
                 self._offered.clear()
                 continue
-            with self._dispatcher.waiting(kinds) as woken:
+            self._woken.clear()
+            with self._dispatcher.waiting(kinds, self._woken):
                 found = await self._dispatcher.claim(_offer(self._row))
                 if not found:
-                    await woken.wait()
+                    await self._woken.wait()
                     continue
             self._sent += len(found)
             self._offered.clear()

@@ -134,7 +134,9 @@ class Dispatcher:
                     )
             except VoxfleetError:
                 for pick in picks:
-                    self.book.claimed(pick, [0.0] * pick.count, pick.after)
+                    # Nothing was seen of these lanes: they are owed their turn still.
+                    self.book.claimed(pick, [], pick.after)
+                    self.book.open(pick.lane, self._clock())
                 raise
             self._note(picks, claimed)
             found += claimed
@@ -153,13 +155,12 @@ class Dispatcher:
             self.book.claimed(pick, [self._cost_of(job) for job in jobs], last)
 
     @contextmanager
-    def waiting(self, kinds: Sequence[str]) -> Iterator[asyncio.Event]:
-        """An event that is set when there may be something of these kinds."""
-        event = asyncio.Event()
+    def waiting(self, kinds: Sequence[str], event: asyncio.Event) -> Iterator[None]:
+        """Sets the event whenever there may be something of these kinds."""
         for kind in kinds:
             self._waiting.setdefault(kind, set()).add(event)
         try:
-            yield event
+            yield
         finally:
             for kind in kinds:
                 self._waiting[kind].discard(event)
