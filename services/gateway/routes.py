@@ -70,6 +70,11 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
     "FleetService": {
         "GetFleet": Backend.METADATA,
         "ListQueues": Backend.METADATA,
+        "GetQuota": Backend.METADATA,
+        "UpdateQuota": Backend.METADATA,
+        "GetUsage": Backend.METADATA,
+        "DrainNode": Backend.METADATA,
+        "ResumeNode": Backend.METADATA,
     },
     "TrustService": {
         "CreateTeam": Backend.METADATA,

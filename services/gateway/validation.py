@@ -15,7 +15,7 @@ from google.protobuf import message
 from services.common import names
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
 from services.common.rpc.caller import Caller
-from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
+from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 MAX_TEXT = 5000
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
@@ -27,6 +27,10 @@ MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 100
 MAX_BATCH_AUDIOS = 1000
 MAX_TRAINING_AUDIOS = 100
+MAX_DEPENDENCIES = 100
+MAX_URL = 2000
+MAX_QUOTA = 1_000_000_000_000
+MAX_WEIGHT = 1_000_000
 
 PRESETS = ("", "fast", "balanced", "quality")
 TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
@@ -38,6 +42,7 @@ _NOT_FOUND: Final = {
     "uploads": Reason.UPLOAD_NOT_FOUND,
     "voices": Reason.VOICE_NOT_FOUND,
     "jobs": Reason.JOB_NOT_FOUND,
+    "quota": Reason.TEAM_NOT_FOUND,
 }
 
 # Which fields of which request hold which names; a dot goes into a message, [] over a list.
@@ -50,14 +55,15 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
     "GetDownloadUrlRequest": {"name": "audios"},
     "DeleteAudioRequest": {"name": "audios"},
     "CreateVoiceRequest": {"voice.references[].audio": "audios"},
-    "TrainVoiceRequest": {"audios[]": "audios"},
+    "TrainVoiceRequest": {"audios[]": "audios", "depends_on[]": "jobs"},
     "GetVoiceRequest": {"name": "voices"},
     "UpdateVoiceRequest": {"voice.name": "voices"},
     "DeleteVoiceRequest": {"name": "voices"},
     "UndeleteVoiceRequest": {"name": "voices"},
     "ListCheckpointsRequest": {"parent": "voices"},
     "SynthesizeRequest": {"voice": "voices"},
-    "ConvertAudioRequest": {"audios[]": "audios", "voice": "voices"},
+    "ConvertAudioRequest": {"audios[]": "audios", "voice": "voices", "depends_on[]": "jobs"},
+    "BatchSynthesizeRequest": {"depends_on[]": "jobs"},
     "GetJobRequest": {"name": "jobs"},
     "WatchJobRequest": {"name": "jobs"},
     "CancelJobRequest": {"name": "jobs"},
@@ -65,11 +71,26 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
     "ResumeJobRequest": {"name": "jobs"},
     "RetryJobRequest": {"name": "jobs"},
     "UpdateJobRequest": {"job.name": "jobs"},
+    "ExplainJobRequest": {"name": "jobs"},
+    "DeleteWebhookRequest": {"name": "webhooks"},
+    "GetQuotaRequest": {"name": "quota"},
+    "UpdateQuotaRequest": {"quota.name": "quota"},
+    "DrainNodeRequest": {"name": "nodes"},
+    "ResumeNodeRequest": {"name": "nodes"},
     "RevokeApiKeyRequest": {"name": "apiKeys"},
 }
 
 # An operator works for every team in these.
-_OPERATOR_REQUESTS: Final = frozenset({"CreateApiKeyRequest", "ListApiKeysRequest", "RevokeApiKeyRequest"})
+_OPERATOR_REQUESTS: Final = frozenset(
+    {
+        "CreateApiKeyRequest",
+        "ListApiKeysRequest",
+        "RevokeApiKeyRequest",
+        "GetQuotaRequest",
+        "UpdateQuotaRequest",
+        "GetUsageRequest",
+    }
+)
 
 
 class Checks:
@@ -127,13 +148,25 @@ def _check_names(request: message.Message, caller: Caller, *, any_team: bool) ->
     fields = _NAMES.get(request.DESCRIPTOR.name, {})
     for path, collection in fields.items():
         for field, value in _values(request, path):
-            name = names.parse(value, collection, field=field)
-            if name.team != caller.team and not any_team:
+            team = _team_of(value, collection, field)
+            if team is not None and team != caller.team and not any_team:
                 raise not_found(_NOT_FOUND.get(collection, Reason.INVALID_ARGUMENT), value)
     if "parent" in request.DESCRIPTOR.fields_by_name and "parent" not in fields:
         parent = str(getattr(request, "parent"))  # noqa: B009 - the descriptor says that it is there
         if names.parse_team(parent) != caller.team and not any_team:
             raise not_found(Reason.TEAM_NOT_FOUND, parent)
+
+
+def _team_of(value: str, collection: str, field: str) -> str | None:
+    """Whose a name is; None for a node, which is nobody's. Errors: INVALID_ARGUMENT."""
+    match collection:
+        case "quota":
+            return names.parse_quota(value, field=field)
+        case "nodes":
+            names.parse_node(value, field=field)
+            return None
+        case _:
+            return names.parse(value, collection, field=field).team
 
 
 def _values(found: Any, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -162,6 +195,13 @@ def _check_common(request: Any, checks: Checks) -> None:
     for field in ("filter", "query"):
         if field in fields and len(getattr(request, field)) > MAX_QUERY:
             checks.wrong(field, f"has at most {MAX_QUERY} characters")
+
+
+def _check_waiting(request: Any, checks: Checks) -> None:
+    """What every submit says of its place in the queue."""
+    checks.within("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    if len(request.depends_on) > MAX_DEPENDENCIES:
+        checks.wrong("depends_on", f"has at most {MAX_DEPENDENCIES} jobs, not {len(request.depends_on)}")
 
 
 def _check_display_name(name: str, field: str, checks: Checks) -> None:
@@ -261,7 +301,6 @@ def _update_voice(request: voice_pb2.UpdateVoiceRequest, checks: Checks) -> None
 def _update_job(request: job_pb2.UpdateJobRequest, checks: Checks) -> None:
     _check_labels(request.job.labels, "job.labels", checks)
     _check_display_name(request.job.display_name, "job.display_name", checks)
-    # Bounded, since it orders jobs across teams until the scheduler shares fairly.
     checks.within("job.priority", request.job.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
@@ -289,6 +328,9 @@ def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
     checks.one_of("parameters.preset", p.preset, TRAINING_PRESETS)
     checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
     checks.one_of("parameters.content_encoder", p.content_encoder, CONTENT_ENCODERS)
+    if not re.fullmatch(rf"[A-Za-z0-9._-]{{0,{MAX_WORD}}}", p.gpu_type):
+        checks.wrong("parameters.gpu_type", f"has at most {MAX_WORD} of A-Za-z0-9._-, such as H200")
+    _check_waiting(request, checks)
     if p.gpus > 1:
         checks.wrong(
             "parameters.gpus", "training over several GPUs is not built yet", Reason.FEATURE_NOT_BUILT
@@ -305,6 +347,7 @@ def _batch(request: synthesis_pb2.BatchSynthesizeRequest, checks: Checks) -> Non
     # A bad item fails alone, in its row; only what is the batch's own is judged here.
     _check_speaking(request.parameters, "parameters", checks)
     _check_output(request.output, "output", checks)
+    _check_waiting(request, checks)
     if not request.items:
         checks.wrong("items", "a batch has at least one item")
     for number, item in enumerate(request.items):
@@ -332,6 +375,32 @@ def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None
             "parameters.preprocessing", "cleaning is not built in this release", Reason.FEATURE_NOT_BUILT
         )
     _check_output(request.output, "output", checks)
+    _check_waiting(request, checks)
+
+
+def _update_quota(request: fleet_pb2.UpdateQuotaRequest, checks: Checks) -> None:
+    for field in ("max_gpus", "max_queued_jobs", "max_gpu_seconds_per_day"):
+        if field in request.update_mask.paths:
+            checks.within(f"quota.{field}", getattr(request.quota, field), 0, MAX_QUOTA)
+    # What is not in the mask is not looked at: an unset weight is 0.
+    if "weight" in request.update_mask.paths and not 0 < request.quota.weight <= MAX_WEIGHT:
+        checks.wrong("quota.weight", f"must be above 0 and at most {MAX_WEIGHT:g}")
+
+
+def _usage(request: fleet_pb2.GetUsageRequest, checks: Checks) -> None:
+    start, end = request.start_time, request.end_time
+    both = request.HasField("start_time") and request.HasField("end_time")
+    if both and (end.seconds, end.nanos) < (start.seconds, start.nanos):
+        checks.wrong("end_time", "is before start_time")
+
+
+def _create_webhook(request: job_pb2.CreateWebhookRequest, checks: Checks) -> None:
+    url = request.webhook.url
+    if not re.fullmatch(r"https?://[\x21-\x7e]+", url) or len(url) > MAX_URL:
+        checks.wrong("webhook.url", f"is an http or https address of at most {MAX_URL} characters")
+    for number, state in enumerate(request.webhook.states):
+        if state not in job_pb2.JobState.values() or state == job_pb2.JOB_STATE_UNSPECIFIED:
+            checks.wrong(f"webhook.states[{number}]", "is not a state of a job")
 
 
 _SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
@@ -348,6 +417,9 @@ _SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
     "SynthesizeRequest": _synthesize,
     "BatchSynthesizeRequest": _batch,
     "ConvertAudioRequest": _convert,
+    "UpdateQuotaRequest": _update_quota,
+    "GetUsageRequest": _usage,
+    "CreateWebhookRequest": _create_webhook,
 }
 
 

@@ -19,14 +19,16 @@ from services.metadata import migrate
 from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
 from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles
+from services.metadata.app.fleet import Fleet
 from services.metadata.app.identity import Identity
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.ledger import Ledger, LedgerSettings
 from services.metadata.app.submit import Submitter
 from services.metadata.app.voices import Voices
+from services.metadata.servicers.fleet import FleetServicer
 from services.metadata.servicers.internal import CatalogServicer, IdentityServicer
 from services.metadata.servicers.jobs import JobServicer, SubmitServicer
-from services.metadata.servicers.resources import AudioServicer, FleetServicer, TrustServicer, VoiceServicer
+from services.metadata.servicers.resources import AudioServicer, TrustServicer, VoiceServicer
 from services.metadata.servicers.work import WorkServicer
 from services.metadata.settings import MetadataSettings
 
@@ -71,7 +73,7 @@ async def serve(settings: MetadataSettings) -> None:
         ("voxfleet.v1.VoiceService", submit),
         ("voxfleet.v1.SynthesisService", submit),
         ("voxfleet.v1.JobService", JobServicer(ledger.jobs)),
-        ("voxfleet.v1.FleetService", FleetServicer(ledger.jobs, distributions.version("voxfleet"))),
+        ("voxfleet.v1.FleetService", FleetServicer(Fleet(store), distributions.version("voxfleet"))),
         ("voxfleet.v1.TrustService", TrustServicer(identity)),
     ]
     server = RpcServer(

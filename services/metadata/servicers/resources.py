@@ -9,16 +9,14 @@ from google.protobuf import empty_pb2
 
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
-from services.common.jobs.tasks import QUEUE_OF_KIND
 from services.common.rpc.caller import current_caller, require_operator
 from services.metadata.app.audios import Audios
 from services.metadata.app.identity import Identity
-from services.metadata.app.jobs import Jobs
 from services.metadata.app.listing import next_token, page_of
 from services.metadata.app.voices import Voices
 from services.metadata.model.catalog import Audio, Reference, Voice, VoiceState
 from services.metadata.servicers import convert
-from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, trust_pb2, voice_pb2
+from voxfleet.v1 import audio_pb2, trust_pb2, voice_pb2
 
 UPDATABLE_VOICE_FIELDS = ("display_name", "labels", "languages", "consent")
 
@@ -136,55 +134,6 @@ class VoiceServicer:
         rows = await self._voices.checkpoints(name.team, name.id)
         return voice_pb2.ListCheckpointsResponse(
             checkpoints=[convert.checkpoint_to_proto(request.parent, row) for row in rows]
-        )
-
-
-class FleetServicer:
-    """``voxfleet.v1.FleetService``: what is known of workers and queues."""
-
-    def __init__(self, jobs: Jobs, version: str) -> None:
-        self._jobs = jobs
-        self._version = version
-
-    async def GetFleet(self, _request: fleet_pb2.GetFleetRequest, _: object) -> fleet_pb2.Fleet:
-        """Workers, and the Ray nodes that they see."""
-        rows = await self._jobs.workers()
-        nodes: dict[str, Mapping[str, Any]] = {}
-        for row in rows:
-            nodes |= {str(node["name"]): node for node in row.nodes}
-        return fleet_pb2.Fleet(
-            workers=[
-                fleet_pb2.Worker(
-                    name=row.worker,
-                    queue=row.queue,
-                    node=row.node,
-                    running=row.running,
-                    free=sum(row.free.values()),
-                    last_seen_time=convert.stamp(row.last_seen),
-                )
-                for row in rows
-            ],
-            nodes=[fleet_pb2.Node(**node) for _, node in sorted(nodes.items())],
-            version=self._version,
-            default_bundles=sorted({row.default_bundle for row in rows if row.default_bundle}),
-        )
-
-    async def ListQueues(
-        self, _request: fleet_pb2.ListQueuesRequest, _: object
-    ) -> fleet_pb2.ListQueuesResponse:
-        """Queues by kind of job and class; there are few, so one page holds them."""
-        depths = await self._jobs.queues()
-        return fleet_pb2.ListQueuesResponse(
-            queues=[
-                fleet_pb2.Queue(
-                    name=f"{QUEUE_OF_KIND.get(depth.kind, 'none')}/{depth.kind}",
-                    priority_class=job_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{depth.priority_class.name}"),
-                    queued=depth.queued,
-                    running=depth.running,
-                    oldest_wait_s=depth.oldest_wait_s,
-                )
-                for depth in depths
-            ]
         )
 
 

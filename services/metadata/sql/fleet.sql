@@ -68,7 +68,7 @@ WITH unadded AS MATERIALIZED (
   SELECT team, sum(gpus * extract(epoch FROM ended_at
     - greatest(started_at, date_trunc('day', voxfleet_now(), 'UTC'))))::float8 AS gpu_seconds
   FROM job_attempts
-  WHERE ended_at > (SELECT at FROM watermarks WHERE name = 'usage')
+  WHERE ended_at > coalesce((SELECT at FROM watermarks WHERE name = 'usage'), '2000-01-01T00:00:00Z')
     AND ended_at >= date_trunc('day', voxfleet_now(), 'UTC')
     AND EXISTS (SELECT FROM team_quotas WHERE max_gpu_seconds_per_day > 0)
   GROUP BY team
@@ -117,7 +117,8 @@ WITH bounds AS MATERIALIZED (
     (a.ended_at >= b.since AND a.ended_at < b.until AND a.outcome IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))::integer
   FROM bounds AS b JOIN job_attempts AS a ON a.team = %(team)s AND a.ended_at > b.added AND a.ended_at >= b.since
   UNION ALL
-  SELECT j.gpus * greatest(0, extract(epoch FROM least(voxfleet_now(), b.until) - greatest(j.started_at, b.since))), 0
+  SELECT j.gpus * greatest(0, extract(epoch FROM least(voxfleet_now(), b.until) - greatest(j.started_at, b.since))),
+    0
   FROM bounds AS b JOIN jobs AS j ON j.team = %(team)s AND j.lease_token IS NOT NULL
 )
 SELECT coalesce(sum(gpu_seconds), 0)::float8 AS gpu_seconds, coalesce(sum(jobs), 0)::bigint AS jobs,
@@ -130,7 +131,10 @@ FROM parts;
 SELECT at FROM watermarks WHERE name = %(name)s FOR UPDATE;
 
 -- name: make_watermark
-INSERT INTO watermarks (name, at) VALUES (%(name)s, voxfleet_now() - interval '1 second')
+INSERT INTO watermarks (name, at)
+SELECT %(name)s, coalesce((SELECT min(ended_at) FROM job_attempts) - interval '1 microsecond',
+  voxfleet_now() - interval '1 second')
+WHERE NOT EXISTS (SELECT FROM watermarks WHERE name = %(name)s)
 ON CONFLICT (name) DO NOTHING;
 
 -- name: add_up_usage

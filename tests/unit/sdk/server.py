@@ -218,7 +218,13 @@ class Double(
     def ExplainJob(self, request: Any, context: grpc.ServicerContext) -> job_pb2.ExplainJobResponse:
         self.note("ExplainJob", request, context)
         return job_pb2.ExplainJobResponse(
-            waiting_reason=job_pb2.WAITING_REASON_GPU_BUSY, explanation="Every fitting GPU works."
+            waiting_reason=job_pb2.WAITING_REASON_DEPENDENCY,
+            explanation="It waits for another job.",
+            expected_start_time={"seconds": 1_700_000_300},
+            earliest_start_time={"seconds": 1_700_000_000},
+            latest_start_time={"seconds": 1_700_000_900},
+            queue_position=2,
+            depends_on=[f"{TEAM}/jobs/j-0000"],
         )
 
     # voices
@@ -300,6 +306,22 @@ class Double(
         return fleet_pb2.Fleet(
             version="0.1.0", nodes=[fleet_pb2.Node(name="nodes/n-1", state="alive", gpus=2)]
         )
+
+    def GetQuota(self, request: Any, context: grpc.ServicerContext) -> fleet_pb2.Quota:
+        self.note("GetQuota", request, context)
+        return fleet_pb2.Quota(name=request.name, max_gpus=4.0, weight=2.0)
+
+    def GetUsage(self, request: Any, context: grpc.ServicerContext) -> fleet_pb2.Usage:
+        self.note("GetUsage", request, context)
+        return fleet_pb2.Usage(gpu_seconds=90.0, jobs=3)
+
+    def DrainNode(self, request: Any, context: grpc.ServicerContext) -> fleet_pb2.Node:
+        self.note("DrainNode", request, context)
+        return fleet_pb2.Node(name=request.name, state="draining")
+
+    def ResumeNode(self, request: Any, context: grpc.ServicerContext) -> fleet_pb2.Node:
+        self.note("ResumeNode", request, context)
+        return fleet_pb2.Node(name=request.name, state="alive")
 
     def UpdateQuota(self, request: Any, context: grpc.ServicerContext) -> fleet_pb2.Quota:
         self.note("UpdateQuota", request, context)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
 from tests.unit.sdk.server import TEAM, Double, change, job
 from tests.unit.sdk.test_synthesis import HEADER, PCM, PIECES, SUMMARY
+from voxfleet.cli import output
 from voxfleet.cli.main import app
 from voxfleet.v1 import audio_pb2, error_pb2, job_pb2, synthesis_pb2
 
@@ -288,14 +289,112 @@ def test_people_see_the_beginning_of_long_lists(run: Run, double: Double) -> Non
     assert len(parsed(run("job", "show", "j-0001", "--json"))["result"]["curve"]) == 1000
 
 
+def test_a_submit_names_what_it_waits_for_and_its_priority(run: Run, double: Double, tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "One."}\n', encoding="utf-8")
+    double.jobs[NAME] = job(job_pb2.JOB_STATE_QUEUED)
+    waits = ("--after", "j-0002", "--after", f"{TEAM}/jobs/j-0003", "--priority", "-7")
+    for words, method in (
+        (("voice", "train", "a-0001", "--gpu-type", "H200"), "TrainVoice"),
+        (("convert", "a-0001", "--voice", "v-anna"), "ConvertAudio"),
+        (("batch", "lines.jsonl", "--voice", "v-anna"), "BatchSynthesize"),
+    ):
+        assert run(*words, *waits).exit_code == 0
+        assert run(*words).exit_code == 0
+        request, plain = double.asked(method)
+        assert list(request.depends_on) == [f"{TEAM}/jobs/j-0002", f"{TEAM}/jobs/j-0003"]
+        assert (request.priority, list(plain.depends_on), plain.priority) == (-7, [], 0)
+    assert double.asked("TrainVoice")[0].parameters.gpu_type == "H200"
+    assert run("convert", "a-0001", "--voice", "v-anna", "--after", "teams/acme/voices/v").exit_code == 4
+
+
+def test_a_priority_is_changed_and_nothing_else(run: Run, double: Double) -> None:
+    assert run("job", "priority", "j-0001", "40", "--json").exit_code == 0
+    assert run("job", "priority", "j-0001", "--", "-40").exit_code == 0
+    up, down = double.asked("UpdateJob")
+    assert (up.job.name, up.job.priority, list(up.update_mask.paths)) == (NAME, 40, ["priority"])
+    assert down.job.priority == -40
+
+
+def test_show_lists_the_attempts_and_when_it_is_expected_to_begin(run: Run, double: Double) -> None:
+    attempts = [
+        job_pb2.JobAttempt(
+            attempt=1,
+            outcome="FAILED",
+            failure_class="resource",
+            node="nodes/gpu-1",
+            error=error_pb2.Error(reason="GPU_OUT_OF_MEMORY"),
+            batch_scale=1.0,
+        ),
+        job_pb2.JobAttempt(attempt=2, node="nodes/gpu-2", worker="trainer-1", batch_scale=0.5),
+    ]
+    double.jobs[NAME] = job(
+        job_pb2.JOB_STATE_QUEUED,
+        attempts=attempts,
+        depends_on=[f"{TEAM}/jobs/j-0000"],
+        expected_start_time={"seconds": 1_700_000_300},
+        earliest_start_time={"seconds": 1_700_000_000},
+        latest_start_time={"seconds": 1_700_000_900},
+    )
+    shown = run("job", "show", "j-0001").stdout
+    assert f"depends on: {TEAM}/jobs/j-0000\n" in shown
+    heading, first, second = (line.split("\t") for line in shown.splitlines()[-3:])
+    assert heading[:6] == ["ATTEMPT", "OUTCOME", "CLASS", "REASON", "NODE", "BATCH"]
+    assert first[:6] == ["1", "FAILED", "resource", "GPU_OUT_OF_MEMORY", "gpu-1", ""]
+    assert second[:6] == ["2", "RUNNING", "", "", "gpu-2", "0.5"]
+    start = [output.when(double.jobs[NAME].expected_start_time)]
+    start += [
+        output.when(double.jobs[NAME].earliest_start_time),
+        output.when(double.jobs[NAME].latest_start_time),
+    ]
+    assert "expected start: {} (nine of ten between {} and {})\n".format(*start) in shown
+    document = parsed(run("job", "show", "j-0001", "--json"))
+    assert [attempt["outcome"] for attempt in document["attempts"]] == ["FAILED", ""]
+
+
+def test_explain_says_why_in_one_line_and_when(run: Run) -> None:
+    said = run("job", "explain", "j-0001").stdout.splitlines()
+    assert said[0] == "DEPENDENCY: It waits for another job."
+    assert said[1:3] == ["queue position: 2", f"depends on: {TEAM}/jobs/j-0000"]
+    assert said[3].startswith("expected start: 2023-11-1")
+    assert parsed(run("job", "explain", "j-0001", "--json"))["waiting_reason"] == "WAITING_REASON_DEPENDENCY"
+
+
+def test_operators_steer_the_fleet(run: Run, double: Double) -> None:
+    assert run("fleet", "quota").exit_code == run("fleet", "quota", "--team", "blue", "--json").exit_code == 0
+    assert [ask.name for ask in double.asked("GetQuota")] == [f"{TEAM}/quota", "teams/blue/quota"]
+    changed = run(
+        *("fleet", "set-quota", "blue", "--max-gpus", "0", "--max-queued", "50"),
+        *("--gpu-seconds-per-day", "3600", "--weight", "1.5", "--json"),
+    )
+    assert parsed(changed)["name"] == "teams/blue/quota"
+    request = double.asked("UpdateQuota")[0]
+    assert (request.quota.max_queued_jobs, request.quota.max_gpu_seconds_per_day) == (50, 3600)
+    assert (request.quota.weight, request.quota.max_gpus) == (1.5, 0.0)
+    assert len(request.update_mask.paths) == 4
+    run("fleet", "set-quota", "blue", "--max-gpus", "0")
+    assert list(double.asked("UpdateQuota")[1].update_mask.paths) == ["max_gpus"]
+    assert run("fleet", "set-quota", "blue").exit_code == 2
+
+    used = run("fleet", "usage", "--team", "blue", "--since", "2025-03-01", "--until", "2025-03-02T12:00:00")
+    assert "gpu seconds: 90" in used.stdout
+    request = double.asked("GetUsage")[0]
+    assert request.parent == "teams/blue"
+    assert request.end_time.seconds - request.start_time.seconds == 36 * 3600
+
+    assert "state: draining" in run("fleet", "drain", "gpu-1").stdout
+    assert "state: alive" in run("fleet", "resume", "nodes/gpu-1").stdout
+    assert [double.asked(method)[0].name for method in ("DrainNode", "ResumeNode")] == ["nodes/gpu-1"] * 2
+
+
 COMMANDS = {
     "audio": ["upload", "show", "list", "analyze", "download", "url", "delete"],
     "voice": ["create", "train", "list", "show", "update", "delete", "undelete", "checkpoints"],
     "job": [
-        "list", "show", "watch", "wait", "cancel", "pause", "resume", "retry", "update", "explain", "items",
+        "list", "show", "watch", "wait", "cancel", "pause", "resume", "retry", "update", "priority",
+        "explain", "items",
     ],
     "models": ["list", "pull", "import"],
-    "fleet": ["show", "queues", "usage", "quota", "drain", "resume"],
+    "fleet": ["show", "queues", "usage", "quota", "set-quota", "drain", "resume"],
     "team": ["list", "create"],
     "key": ["list", "create", "revoke"],
     "": ["say", "batch", "convert", "engines", "config", "version"],

@@ -28,6 +28,7 @@ NODE_COLUMNS: list[output.Column[fleet_pb2.Node]] = [
     ("NODE", lambda node: node.name.rpartition("/")[2]),
     ("STATE", lambda node: node.state),
     ("GPUS", lambda node: node.gpus),
+    ("TYPE", lambda node: node.gpu_type),
     ("FREE", lambda node: node.gpus_free),
     ("VIRTUAL", lambda node: node.virtual_gpus),
     ("CPUS", lambda node: node.cpus),
@@ -78,7 +79,7 @@ def usage(
     since: Annotated[dt.datetime | None, typer.Option(help="From; local time.")] = None,
     until: Annotated[dt.datetime | None, typer.Option(help="Until; local time.")] = None,
 ) -> None:
-    """Show what the team used."""
+    """Show what a team used: yours, or --team's (operators)."""
     session.show(
         session.client.fleet.usage(
             start=since.astimezone() if since else None, end=until.astimezone() if until else None
@@ -87,26 +88,35 @@ def usage(
 
 
 @command(group, "quota")
-def quota(
+def quota(session: Session) -> None:
+    """Show what a team may use: yours, or --team's (operators)."""
+    session.show(session.client.fleet.quota())
+
+
+@command(group, "set-quota")
+def set_quota(
     session: Session,
+    whose: Annotated[str, typer.Argument(metavar="TEAM", help="Its id or name.", show_default=False)],
+    *,
     max_gpus: Annotated[float | None, typer.Option(help="GPUs at once; 0 for no bound.")] = None,
-    max_queued_jobs: Annotated[int | None, typer.Option(help="Jobs waiting; 0 for no bound.")] = None,
-    max_gpu_seconds_per_day: Annotated[int | None, typer.Option(help="0 for no bound.")] = None,
-    weight: Annotated[float | None, typer.Option(help="Weight in the fair share.")] = None,
+    max_queued: Annotated[int | None, typer.Option(help="Jobs waiting; 0 for no bound.")] = None,
+    gpu_seconds_per_day: Annotated[
+        int | None, typer.Option(help="From midnight to midnight UTC; 0 for no bound.")
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="Weight in the fair share, above 0.")] = None,
 ) -> None:
-    """Show what the team may use; with options change it (operators only)."""
-    fleet = session.client.fleet
-    if any(value is not None for value in (max_gpus, max_queued_jobs, max_gpu_seconds_per_day, weight)):
-        session.show(
-            fleet.update_quota(
-                max_gpus=max_gpus,
-                max_queued_jobs=max_queued_jobs,
-                max_gpu_seconds_per_day=max_gpu_seconds_per_day,
-                weight=weight,
-            )
+    """Change what a team may use: what is given, and no more. Operators only."""
+    if all(value is None for value in (max_gpus, max_queued, gpu_seconds_per_day, weight)):
+        raise typer.BadParameter("say what to change: see --help")
+    session.show(
+        session.client.fleet.update_quota(
+            whose,
+            max_gpus=max_gpus,
+            max_queued_jobs=max_queued,
+            max_gpu_seconds_per_day=gpu_seconds_per_day,
+            weight=weight,
         )
-    else:
-        session.show(fleet.quota())
+    )
 
 
 @command(group, "drain")

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 group = typer.Typer(help="Follow jobs and steer them.", no_args_is_help=True)
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Its id or name.", show_default=False)]
+After = Annotated[
+    list[str],
+    typer.Option("--after", metavar="JOB", help="A job that must succeed first; may be repeated."),
+]
+Priority = Annotated[int, typer.Option(help="Order within its class, -100 to 100, higher first.")]
 
 
 def state(job: job_pb2.Job) -> str:
@@ -57,6 +62,17 @@ ITEM_COLUMNS: list[output.Column[job_pb2.Job]] = [
     ("AUDIO", lambda job: ",".join(name.rpartition("/")[2] for name in job.result.audios)),
     ("NOTE", _note),
 ]
+ATTEMPT_COLUMNS: list[output.Column[job_pb2.JobAttempt]] = [
+    ("ATTEMPT", lambda attempt: attempt.attempt),
+    ("OUTCOME", lambda attempt: attempt.outcome or "RUNNING"),
+    ("CLASS", lambda attempt: attempt.failure_class),
+    ("REASON", lambda attempt: attempt.error.reason),
+    ("NODE", lambda attempt: attempt.node.removeprefix("nodes/")),
+    ("BATCH", lambda attempt: f"{attempt.batch_scale:g}" if attempt.batch_scale not in (0, 1) else ""),
+    ("STARTED", lambda attempt: output.when(attempt.start_time)),
+    ("ENDED", lambda attempt: output.when(attempt.end_time)),
+    ("WORKER", lambda attempt: attempt.worker),
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -77,7 +93,19 @@ def list_jobs(
 @command(group, "show")
 def show(session: Session, name: JobName) -> None:
     """Show one job: its state, progress, attempts, result or error."""
-    session.show(session.client.jobs.get(name))
+    job = session.client.jobs.get(name)
+    if session.as_json:
+        session.show(job)
+        return
+    rest = type(job)()
+    rest.CopyFrom(job)
+    for field in ("attempts", "expected_start_time", "earliest_start_time", "latest_start_time"):
+        rest.ClearField(field)
+    session.show(rest)
+    _say_start(session, job)
+    if job.attempts:
+        session.say("")
+        output.print_table(ATTEMPT_COLUMNS, job.attempts)
 
 
 @command(group, "watch")
@@ -150,10 +178,37 @@ def update(
     session.show(session.client.jobs.update(name, priority=priority, display_name=display_name))
 
 
+@command(group, "priority")
+def priority(
+    session: Session,
+    name: JobName,
+    number: Annotated[
+        int,
+        typer.Argument(
+            metavar="N", help="-100 to 100; higher goes first; below 0 after --.", show_default=False
+        ),
+    ],
+) -> None:
+    """Move a job in the order of its class; of a batch, all of its items."""
+    _changed(session, session.client.jobs.update(name, priority=number))
+
+
 @command(group, "explain")
 def explain(session: Session, name: JobName) -> None:
     """Say why a job waits, for what, and how long."""
-    session.show(session.client.jobs.explain(name))
+    why = session.client.jobs.explain(name)
+    if session.as_json:
+        session.show(why)
+        return
+    from voxfleet.v1 import job_pb2
+
+    reason = job_pb2.WaitingReason.Name(why.waiting_reason).removeprefix("WAITING_REASON_")
+    session.say(f"{reason}: {why.explanation}" if why.waiting_reason else why.explanation)
+    if why.queue_position:
+        session.say(f"queue position: {why.queue_position}")
+    if why.depends_on:
+        session.say(f"depends on: {', '.join(why.depends_on)}")
+    _say_start(session, why)
 
 
 @command(group, "items")
@@ -164,6 +219,17 @@ def items(
 ) -> None:
     """List the items of a batch, in their order."""
     session.show_all("jobs", ITEM_COLUMNS, session.client.jobs.items(name, filter=filter))
+
+
+def _say_start(session: Session, found: job_pb2.Job | job_pb2.ExplainJobResponse) -> None:
+    """When it is expected to begin, and the interval that nine of ten such jobs keep to."""
+    if not found.HasField("expected_start_time"):
+        return
+    line = f"expected start: {output.when(found.expected_start_time)}"
+    if found.HasField("earliest_start_time") and found.HasField("latest_start_time"):
+        early, late = output.when(found.earliest_start_time), output.when(found.latest_start_time)
+        line += f" (nine of ten between {early} and {late})"
+    session.say(line)
 
 
 def _changed(session: Session, job: job_pb2.Job) -> None:

@@ -11,6 +11,7 @@ import typer
 from voxfleet.cli import output
 from voxfleet.cli.commands.audio import download_to
 from voxfleet.cli.commands.batch_files import download_items, read_items
+from voxfleet.cli.commands.jobs import After, Priority
 from voxfleet.cli.session import Session, command, pairs
 
 Voice = Annotated[str, typer.Option(help="Id or name of the voice.", show_default=False)]
@@ -126,6 +127,8 @@ def batch(
     rate_hz: RateHz = 0,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     label: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
+    after: After = [],  # noqa: B006
+    priority: Priority = 0,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check, make nothing.")] = False,
     follow: Follow = False,
 ) -> None:
@@ -142,6 +145,8 @@ def batch(
         rate_hz=rate_hz,
         display_name=name,
         labels=pairs(label, "--label"),
+        depends_on=after,
+        priority=priority,
         validate_only=validate_only,
     )
     if validate_only:
@@ -174,6 +179,8 @@ def convert(
     seed: Seed = 0,
     format: Format = "",  # noqa: A002
     rate_hz: RateHz = 0,
+    after: After = [],  # noqa: B006
+    priority: Priority = 0,
     follow: Follow = False,
 ) -> None:
     """Turn the voice of a recording into another, as a job."""
@@ -195,6 +202,8 @@ def convert(
         ),
         format=format or (FORMATS.get(to.suffix.lower(), "") if to else ""),
         rate_hz=rate_hz,
+        depends_on=after,
+        priority=priority,
     )
     if to is None:
         session.submitted(job, follow=follow)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxfleet.cli import output
+from voxfleet.cli.commands.jobs import After, Priority
 from voxfleet.cli.session import Session, command, pairs
 
 if TYPE_CHECKING:
@@ -101,9 +102,12 @@ def train(
     f0_method: Annotated[str, typer.Option(help="fcpe by default.")] = "",
     content_encoder: Annotated[str, typer.Option(help="contentvec or whisper-base.")] = "",
     gpus: Annotated[int, typer.Option(help="Whole GPUs, 1 to 8.")] = 0,
+    gpu_type: Annotated[str, typer.Option(help="Such as H200; any where empty.")] = "",
     seed: Annotated[int, typer.Option(help="1234 where 0.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Even where the quality gate says no.")] = False,
     label: Labels = [],  # noqa: B006
+    after: After = [],  # noqa: B006
+    priority: Priority = 0,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check, make nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for its end, and show progress.")] = False,
 ) -> None:
@@ -126,10 +130,13 @@ def train(
             f0_method=f0_method,
             content_encoder=content_encoder,
             gpus=gpus,
+            gpu_type=gpu_type,
             seed=seed,
         ),
         force=force,
         labels=labels,
+        depends_on=after,
+        priority=priority,
         validate_only=validate_only,
     )
     if validate_only:

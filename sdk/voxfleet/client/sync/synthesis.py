@@ -81,6 +81,8 @@ class SynthesisGroup:
         bitrate_kbps: int = 0,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
+        depends_on: Sequence[str] = (),
+        priority: int = 0,
         validate_only: bool = False,
         request_id: str = "",
     ) -> job_pb2.Job:
@@ -95,6 +97,8 @@ class SynthesisGroup:
             bitrate_kbps: of compressed formats.
             display_name: for people.
             labels: free labels.
+            depends_on: jobs, ids or names, that must succeed first; where one fails, this one does.
+            priority: order within its class, -100 to 100, higher first.
             validate_only: checks everything, makes nothing.
             request_id: makes a repeat return the first answer; made once for this call where empty.
         """
@@ -105,6 +109,8 @@ class SynthesisGroup:
             output=_output(format, rate_hz, bitrate_kbps),
             display_name=display_name,
             labels=labels or {},
+            depends_on=[self._calls.name("jobs", job) for job in depends_on],
+            priority=priority,
             validate_only=validate_only,
             request_id=request_id or names.new_request_id(),
         )
@@ -126,6 +132,8 @@ class SynthesisGroup:
         rate_hz: int = 0,
         bitrate_kbps: int = 0,
         labels: Mapping[str, str] | None = None,
+        depends_on: Sequence[str] = (),
+        priority: int = 0,
         validate_only: bool = False,
         request_id: str = "",
     ) -> job_pb2.Job:
@@ -140,6 +148,8 @@ class SynthesisGroup:
             rate_hz: samples a second; the engine's own where 0.
             bitrate_kbps: of compressed formats.
             labels: free labels.
+            depends_on: jobs, ids or names, that must succeed first; where one fails, this one does.
+            priority: order within its class, -100 to 100, higher first.
             validate_only: checks everything, makes nothing.
             request_id: makes a repeat return the first answer; made once for this call where empty.
         """
@@ -152,6 +162,8 @@ class SynthesisGroup:
             parameters=parameters,
             output=_output(format, rate_hz, bitrate_kbps),
             labels=labels or {},
+            depends_on=[self._calls.name("jobs", job) for job in depends_on],
+            priority=priority,
             validate_only=validate_only,
             request_id=request_id or names.new_request_id(),
         )

@@ -73,6 +73,8 @@ class VoiceGroup:
         parameters: voice_pb2.RvcTrainingParameters | None = None,
         force: bool = False,
         labels: Mapping[str, str] | None = None,
+        depends_on: Sequence[str] = (),
+        priority: int = 0,
         validate_only: bool = False,
         request_id: str = "",
     ) -> job_pb2.Job:
@@ -85,6 +87,8 @@ class VoiceGroup:
             parameters: how to train; every zero means the default.
             force: trains even where the quality gate says no.
             labels: free labels.
+            depends_on: jobs, ids or names, that must succeed first; where one fails, this one does.
+            priority: order within its class, -100 to 100, higher first.
             validate_only: checks everything, makes nothing.
             request_id: makes a repeat return the first answer; made once for this call where empty.
         """
@@ -96,6 +100,8 @@ class VoiceGroup:
             parameters=parameters,
             force=force,
             labels=labels or {},
+            depends_on=[self._calls.name("jobs", job) for job in depends_on],
+            priority=priority,
             validate_only=validate_only,
             request_id=request_id or names.new_request_id(),
         )

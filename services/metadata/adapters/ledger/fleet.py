@@ -132,7 +132,7 @@ class FleetQueries(Statements):
         )
 
     async def usage(self, team: str, start: dt.datetime, end: dt.datetime) -> Usage:
-        """What a team used from one day to another, both in UTC."""
+        """What a team used in a span of time: GPU-seconds held within it, jobs that ended in it."""
         row = await self._row("usage", team=team, start=start, end=end)
         assert row is not None
         return Usage(row["gpu_seconds"], row["audio_s"], row["jobs"], row["stored_bytes"])
