@@ -41,10 +41,10 @@ SPREAD_MIN, SPREAD_MAX = 0.02, 1.5
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is believed of a kind before any of its jobs ended: ``seconds_per_unit * size``, times/over
-    e^spread.
+    """What is believed of a kind before any of its jobs ended.
 
-    ``unsized_s`` stands for jobs of unknown size.
+    That is ``seconds_per_unit * size``, within a factor of e^spread; ``unsized_s`` stands for jobs of
+    unknown size.
     """
 
     seconds_per_unit: float
