@@ -72,7 +72,7 @@ async def main(settings: TrainerSettings, s3: S3Settings) -> int:
     ledger = GrpcLedger(
         channel, worker=f"{QUEUE}-{node}-{new_id()}", queue=QUEUE, node=node, version=_version()
     )
-    worker = Worker(ledger, trainer.handle, trainer.capacity)
+    worker = Worker(ledger, trainer.handle, trainer.capacity, orders=trainer.obey)
     server = RpcServer(settings, [], service_authenticator(settings.service_token), services=[])
     await server.start()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from services.common.jobs.model import NodeFacts
 
 
 class Phase(enum.StrEnum):
@@ -184,9 +186,9 @@ def schedule(recipe: Recipe, slices: int) -> Schedule:
     return Schedule(epochs, recipe.max_steps, a_pass)
 
 
-def smaller_batch(recipe: Recipe) -> Recipe | None:
-    """The recipe after running out of GPU memory: half the batch; None where it is 1 already."""
-    return replace(recipe, batch_size=recipe.batch_size // 2) if recipe.batch_size > 1 else None
+def scaled(recipe: Recipe, batch_scale: float) -> Recipe:
+    """The recipe with that share of its batch, at least 1, as the ledger asks for after a lack of memory."""
+    return replace(recipe, batch_size=max(1, round(recipe.batch_size * min(batch_scale, 1.0))))
 
 
 def slices_key(audios_sha256: Sequence[str], recipe: Recipe) -> str:
@@ -238,20 +240,59 @@ def next_stage(facts: Facts) -> Stage | None:
     return Stage.TRAIN
 
 
-# ---- capacity
+# ---- places
 
 
-def free_places(gpus_free: Sequence[float], gpus_total: float, *, waiting: int, held: int) -> int:
+def nodes_for(
+    nodes: Sequence[NodeFacts],
+    *,
+    gpus: int,
+    gpu_type: str = "",
+    drained: Collection[str] = (),
+    avoid: Collection[str] = (),
+) -> frozenset[str]:
+    """The nodes, by name, on which a stage may be placed; empty where there is none just now.
+
+    Never a drained one. One to be avoided only where no other has room, or could ever have: rather there than
+    to wait.
+
+    Args:
+        nodes: as Ray last told.
+        gpus: that it needs on one node; 0 for a stage without.
+        gpu_type: the only one that will do; any where empty.
+        drained: take no new work.
+        avoid: where it failed lately.
+    """
+    fitting = [
+        node
+        for node in nodes
+        if node.state == "alive"
+        and node.name not in drained
+        and node.gpus >= gpus
+        and (not gpus or gpu_type in ("", node.gpu_type))
+    ]
+    others = [node for node in fitting if node.name not in avoid]
+    has_room = any(node.gpus_free >= gpus for node in others)
+    if not others or (not has_room and any(node.gpus_free >= gpus for node in fitting)):
+        others = fitting
+    return frozenset(node.name for node in others)
+
+
+def free_places(
+    gpus_free: Sequence[float], gpus_total: float, *, waiting: int, held: int, granted: float | None = None
+) -> int:
     """How many one-GPU trainings could begin now.
 
     Args:
-        gpus_free: free on each node, as Ray last said; a fraction of a GPU is no place.
-        gpus_total: whole GPUs of the cluster.
+        gpus_free: free on each node that takes work, as Ray last said; a fraction of a GPU is no place.
+        gpus_total: whole GPUs of those nodes.
         waiting: GPUs that attempts of ours will still ask for.
-        held: GPUs that attempts of ours hold; Ray's word may be a second old and not know it.
+        held: GPUs of those nodes that attempts of ours hold; Ray's word may be a second old and not know it.
+        granted: GPUs that belong to trainings; None where nobody says.
     """
     free = sum(int(gpus + 1e-6) for gpus in gpus_free) - waiting
-    return max(min(free, int(gpus_total) - waiting - held), 0)
+    most = int(gpus_total) if granted is None else min(int(gpus_total), int(granted + 1e-6))
+    return max(min(free, most - waiting - held), 0)
 
 
 # ---- the curve

@@ -13,6 +13,10 @@ from services.trainer.stage import Snapshot, StageSpec
 class RunningStage(Protocol):
     """A stage in a process of its own."""
 
+    @property
+    def node(self) -> str:
+        """The node that it has its place on; empty until :meth:`ready` is over, or where nobody can tell."""
+
     async def ready(self) -> None:
         """Waits until it has its place and has begun. Errors: WORKER_LOST."""
 
@@ -32,8 +36,15 @@ class RunningStage(Protocol):
 class Backend(Protocol):
     """Where stages run."""
 
-    async def start(self, spec: StageSpec) -> RunningStage:
-        """Begins a process for a stage, with GPUs for TRAIN alone; returns before it is placed."""
+    async def start(self, spec: StageSpec, nodes: frozenset[str]) -> RunningStage:
+        """Begins a process for a stage, with GPUs for TRAIN alone; returns before it is placed.
+
+        Args:
+            spec: the stage.
+            nodes: where it may be placed, by name.
+
+        Errors: WORKER_LOST where none of them is there any more.
+        """
 
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """The nodes it sees. Errors: WORKER_LOST."""

@@ -22,6 +22,7 @@ from services.common.jobs.model import (
     Capacity,
     Checkpoint,
     Fence,
+    FleetOrders,
     HeartbeatAck,
     Lease,
     Outcome,
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _NEWS_S = 0.01
 _TELL_S = 3.0
+_WEIGHT = {StopKind.CANCEL: 1, StopKind.LOST: 2}
 
 
 @dataclass(eq=False)
@@ -80,8 +82,8 @@ class Attempt:
         return await self._ledger.record_checkpoint(self.lease.fence, checkpoint)
 
     def tell_stop(self, kind: StopKind) -> None:
-        """Tells the handler to stop; a lost lease overrides any other reason."""
-        if self.stop_kind is None or kind is StopKind.LOST:
+        """Tells the handler to stop; a lost lease overrides any other reason, a cancel those to give back."""
+        if self.stop_kind is None or _WEIGHT.get(kind, 0) > _WEIGHT.get(self.stop_kind, 0):
             self.stop_kind = kind
         self._stop.set()
 
@@ -116,6 +118,7 @@ class Worker:
         handler: Handler,
         capacity: Callable[[], Capacity],
         *,
+        orders: Callable[[FleetOrders], None] = lambda _: None,
         heartbeat_s: float = 1.0,
         reconnect_s: float = 0.5,
     ) -> None:
@@ -125,12 +128,16 @@ class Worker:
             ledger: the ledger.
             handler: does the work of one lease.
             capacity: what could be taken now, running attempts accounted for.
+            orders: told what operators and the scheduler ask for, whenever that changes. The last word holds
+                while the channel is broken.
             heartbeat_s: between heartbeats; progress travels with them.
             reconnect_s: before a broken channel is opened anew.
         """
         self._ledger = ledger
         self._handler = handler
         self._capacity = capacity
+        self._obey = orders
+        self._orders = FleetOrders()
         self._heartbeat_s = heartbeat_s
         self._reconnect_s = reconnect_s
         self._running: dict[Fence, Attempt] = {}
@@ -144,6 +151,11 @@ class Worker:
     def running(self) -> int:
         """Attempts being worked on."""
         return len(self._running)
+
+    @property
+    def orders(self) -> FleetOrders:
+        """What operators and the scheduler last asked for."""
+        return self._orders
 
     def wake(self) -> None:
         """Says that the capacity may have changed."""
@@ -205,6 +217,8 @@ class Worker:
                     self._spawn(self._refuse(message))
                 case HeartbeatAck():
                     self._confirm()
+                case FleetOrders():
+                    self._heed(message)
                 case (fence, kind):
                     if attempt := self._running.get(fence):
                         attempt.tell_stop(kind)
@@ -223,6 +237,14 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._changed.wait()
+
+    def _heed(self, orders: FleetOrders) -> None:
+        """Passes orders on, and says at once what has changed by them."""
+        if orders != self._orders:
+            log.info("orders: %d nodes drained, grants %s", len(orders.drained_nodes), dict(orders.grants))
+        self._orders = orders
+        self._obey(orders)
+        self._changed.set()
 
     def _confirm(self) -> None:
         """The oldest heartbeat has been taken: its leases hold from when it was sent."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
 import ray.exceptions
 
-from services.common.errors import VoxfleetError
+from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.jobs.model import NodeFacts
 from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
-from services.common.rayrt.nodes import node_facts
+from services.common.rayrt.nodes import node_facts, node_names, only_on
 from services.trainer.model import Stage
 from services.trainer.stage import Snapshot, StageSpec
 from services.trainer.stages.runner import Seat, StageKit, StageRunner
@@ -46,6 +46,14 @@ class Places:
     train_cpus: float = 1.0
 
 
+class RayStageRunner(StageRunner):
+    """The runner in an actor: it knows on which node it is."""
+
+    def begin(self) -> Seat:
+        """See :class:`services.trainer.stages.runner.StageRunner`."""
+        return replace(super().begin(), node_id=ray.get_runtime_context().get_node_id())
+
+
 class RayBackend:
     """The trainer's stages on the cluster that this process has joined.
 
@@ -61,15 +69,21 @@ class RayBackend:
         self._kit = kit
         self._places = places or Places()
         self._virtual = virtual_gpus
-        self._actor = cast("Any", ray.remote(StageRunner))
+        self._actor = cast("Any", ray.remote(RayStageRunner))
 
-    async def start(self, spec: StageSpec) -> RayStage:
+    async def start(self, spec: StageSpec, nodes: frozenset[str]) -> RayStage:
         """See :class:`services.trainer.ports.Backend`."""
+        names = await self._names()
+        ids = [node_id for node_id, name in names.items() if name in nodes]
+        if not ids:
+            raise unavailable(Reason.WORKER_LOST, f"{', '.join(sorted(nodes)) or 'every node'} is gone")
         trains = spec.stage is Stage.TRAIN
         threads = str(self._kit.threads)
         handle = self._actor.options(
             num_gpus=spec.recipe.gpus if trains else 0,
             num_cpus=self._places.train_cpus if trains else self._places.cpus,
+            # Ray chooses among them: a pending stage takes whichever has room first.
+            label_selector=only_on(ids) if len(ids) < len(names) else {},
             # A stage that dies is begun anew by the ledger's next attempt, never behind its back.
             max_restarts=0,
             max_task_retries=0,
@@ -82,7 +96,20 @@ class RayBackend:
                 }
             },
         ).remote(self._kit, spec)
-        return RayStage(handle)
+        return RayStage(handle, names)
+
+    async def _names(self) -> dict[str, str]:
+        """The names of the living nodes by Ray's ids of them. Errors: WORKER_LOST."""
+
+        def look() -> dict[str, str]:
+            found = cast("Any", ray.nodes)()
+            names = node_names(found)
+            return {node["NodeID"]: names[node["NodeID"]] for node in found if node["Alive"]}
+
+        try:
+            return await in_thread(look, _NODES_S)
+        except Exception as error:
+            raise from_ray(error) from error
 
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """See :class:`services.trainer.ports.Backend`."""
@@ -97,11 +124,18 @@ class RayStage:
 
     Args:
         handle: of the actor.
+        names: of the nodes by Ray's ids.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, names: Mapping[str, str]) -> None:
         self._handle = handle
+        self._names = names
         self._seat: Seat | None = None
+
+    @property
+    def node(self) -> str:
+        """See :class:`services.trainer.ports.RunningStage`."""
+        return self._names.get(self._seat.node_id, "") if self._seat is not None else ""
 
     async def ready(self) -> None:
         """See :class:`services.trainer.ports.RunningStage`."""

@@ -74,6 +74,7 @@ class Follower:
         *,
         observe: Callable[[Snapshot], None],
         record: Callable[[Checkpoint], Awaitable[None]],
+        makes_room: bool = True,
     ) -> None:
         """Makes it; :meth:`result` does the work.
 
@@ -84,11 +85,14 @@ class Follower:
             observe: is shown every snapshot.
             record: makes a checkpoint's row; what it raises of class TRANSIENT is tried again, for
                 training goes on while metadata restarts.
+            makes_room: whether it gives way when asked to; else it is let end, within the same time.
         """
         self._attempt, self._running, self._limits = attempt, running, limits
         self._observe, self._record_one = observe, record
+        self._makes_room = makes_room
         self._acknowledged = 0
         self._stop_by_s: float | None = None
+        self._heeded: StopKind | None = None
 
     async def result(self) -> Result:
         """The stage's result, once everything that it saved is recorded.
@@ -160,22 +164,28 @@ class Follower:
             return
         if kind is StopKind.LOST:
             raise AttemptStopped
-        if self._stop_by_s is None:
-            save = kind is not StopKind.CANCEL
-            limit_s = {
-                StopKind.CANCEL: self._limits.cancel_s,
-                StopKind.YIELD: self._limits.yield_s,
-                StopKind.SHUTDOWN: self._limits.shutdown_s,
-            }[kind]
-            self._stop_by_s = time.monotonic() + limit_s
-            log.info("%s: asked to stop (%s)", job, kind.value)
-            try:
-                await asyncio.wait_for(self._running.ask_stop(save=save), limit_s)
-            except TimeoutError:
-                raise AttemptStopped from None
-        elif time.monotonic() >= self._stop_by_s:
+        limit_s = {
+            StopKind.CANCEL: self._limits.cancel_s,
+            StopKind.YIELD: self._limits.yield_s,
+            StopKind.SHUTDOWN: self._limits.shutdown_s,
+        }[kind]
+        now_s = time.monotonic()
+        if self._heeded is None:
+            self._stop_by_s = now_s + limit_s
+        elif self._heeded is not kind:
+            # Cancelled while it makes room: there is nothing to save any more.
+            self._stop_by_s = min(self._stop_by_s or now_s, now_s + limit_s)
+        elif self._stop_by_s is not None and now_s >= self._stop_by_s:
             log.warning("%s: the stage did not stop in time; its process is ended", job)
             raise AttemptStopped
+        if self._heeded is not kind:
+            self._heeded = kind
+            log.info("%s: asked to stop (%s)", job, kind.value)
+            if self._makes_room or kind is not StopKind.YIELD:
+                try:
+                    await asyncio.wait_for(self._running.ask_stop(save=kind is not StopKind.CANCEL), limit_s)
+                except TimeoutError:
+                    raise AttemptStopped from None
 
     async def _pause(self) -> None:
         if self._stop_by_s is not None:

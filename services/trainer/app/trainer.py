@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from services.common.errors import FailureClass, VoxfleetError, internal
-from services.common.jobs.model import Capacity, NodeFacts, Outcome, Succeeded
+from services.common.jobs.model import Capacity, FleetOrders, NodeFacts, Outcome, Succeeded
 from services.common.jobs.tasks import TrainTask
 from services.common.jobs.worker import Attempt
 from services.trainer import metrics, model
 from services.trainer.app.following import Limits
-from services.trainer.app.training import Training
+from services.trainer.app.training import Site, Training
 from services.trainer.ports import Backend, Bundles, WorkFiles
 
 log = logging.getLogger(__name__)
 
 KIND = "rvc.train"
+POOL = "trainer"
+"""What GPUs are granted to."""
 
 
 class Trainer:
@@ -48,6 +51,8 @@ class Trainer:
         self._watch = metrics.Watch()
         self._nodes: tuple[NodeFacts, ...] = ()
         self._trainings: set[Training] = set()
+        self._orders = FleetOrders()
+        self._site = Site(backend, lambda: self._nodes, lambda: self._orders)
 
     @property
     def virtual_gpus(self) -> bool:
@@ -60,16 +65,31 @@ class Trainer:
         """Looks at the nodes once. Errors: WORKER_LOST."""
         self._nodes = await self._backend.nodes()
 
+    def obey(self, orders: FleetOrders) -> None:
+        """Heeds what operators and the scheduler ask for: trainings leave the nodes that are drained."""
+        self._orders = orders
+        for training in self._trainings:
+            training.heed(orders)
+
     def capacity(self) -> Capacity:
-        """How many more trainings could begin now, and the nodes."""
-        alive = [node for node in self._nodes if node.state == "alive"]
+        """How many more trainings could begin now, and the nodes; a drained one counts for nothing."""
+        drained = self._orders.drained_nodes
+        usable = [node for node in self._nodes if node.state == "alive" and node.name not in drained]
         places = model.free_places(
-            [node.gpus_free for node in alive],
-            sum(int(node.gpus) for node in alive),
+            [node.gpus_free for node in usable],
+            sum(int(node.gpus) for node in usable),
             waiting=sum(training.gpus_wanted for training in self._trainings),
-            held=sum(training.gpus_held for training in self._trainings),
+            held=sum(training.gpus_held for training in self._trainings if training.node not in drained),
+            granted=self._orders.grants.get(POOL),
         )
-        return Capacity({KIND: places}, nodes=self._nodes)
+        return Capacity({KIND: places}, nodes=tuple(self._shown(node) for node in self._nodes))
+
+    def _shown(self, node: NodeFacts) -> NodeFacts:
+        """A node as the ledger is told of it: a drained one says whether any work of ours is left there."""
+        if node.state != "alive" or node.name not in self._orders.drained_nodes:
+            return node
+        left = any(training.node == node.name for training in self._trainings)
+        return replace(node, state="draining" if left else "drained")
 
     async def handle(self, attempt: Attempt) -> Outcome:
         """Does the work of one lease.
@@ -86,7 +106,7 @@ class Trainer:
         training = Training(
             attempt,
             task,
-            self._backend,
+            self._site,
             self._files,
             self._bundles,
             limits=self._limits,

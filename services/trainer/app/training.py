@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from services.common import telemetry
-from services.common.errors import Reason, VoxfleetError, unavailable
+from services.common.errors import FailureClass, Reason, VoxfleetError, unavailable
 from services.common.jobs.model import (
     AttemptStopped,
     Checkpoint,
+    FleetOrders,
+    NodeFacts,
     Outcome,
     Progress,
     Released,
@@ -36,6 +39,16 @@ from services.trainer.stage import Prepared, Published, Result, Snapshot, StageS
 log = logging.getLogger(__name__)
 
 _LOSSES = ("loss_mel", "loss_g", "loss_d")
+_OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where trainings run: what stages run on, the nodes as last seen, and what is asked of them."""
+
+    backend: Backend
+    nodes: Callable[[], tuple[NodeFacts, ...]]
+    orders: Callable[[], FleetOrders]
 
 
 class Training:
@@ -45,7 +58,7 @@ class Training:
         self,
         attempt: Attempt,
         task: TrainTask,
-        backend: Backend,
+        site: Site,
         files: WorkFiles,
         bundles: Bundles,
         *,
@@ -56,7 +69,7 @@ class Training:
     ) -> None:
         """Makes it; :meth:`outcome` does the work. The arguments are those of ``Trainer``."""
         self._attempt, self._task = attempt, task
-        self._backend, self._files, self._bundles = backend, files, bundles
+        self._site, self._files, self._bundles = site, files, bundles
         self._limits, self._watch = limits, watch
         self._virtual, self._checkpoint_s = virtual_gpus, checkpoint_s
         self._job = attempt.lease.job
@@ -64,7 +77,9 @@ class Training:
         self._checkpoints = list(attempt.lease.checkpoints)
         self._gpus = max(task.parameters.gpus, 1)
         self._stage = Stage.PREPARE
-        self._note = ""
+        self._running: RunningStage | None = None
+        self._leaves = ""
+        self._note = self._batch_note = ""
         self._seen_s = 0.0
         self._steps = self._fallbacks = 0
         self._retrained = False
@@ -74,6 +89,20 @@ class Training:
     def gpus_wanted(self) -> int:
         """GPUs that this attempt does not hold yet, but will ask for."""
         return self._gpus if self._stage is not Stage.PUBLISH and not self.gpus_held else 0
+
+    @property
+    def node(self) -> str:
+        """The node that its present stage runs on; empty where it has no place."""
+        return self._running.node if self._running is not None else ""
+
+    def heed(self, orders: FleetOrders) -> None:
+        """Gives way where its node is drained while it holds GPUs there; it goes on elsewhere.
+
+        What needs no GPU is let end: it is sooner done, and its next stage goes elsewhere.
+        """
+        if self._stage is Stage.TRAIN and self.node and self.node in orders.drained_nodes:
+            self._leaves = self.node
+            self._attempt.tell_stop(StopKind.YIELD)
 
     async def outcome(self) -> Outcome:
         """Runs stage after stage until the voice is there.
@@ -92,7 +121,7 @@ class Training:
                 spec = self._after_failure(spec, error)
                 continue
             except _NoPlaceError:
-                return Released(f"no place with {self._gpus} free GPUs in {self._limits.place_s:g} s")
+                return Released(self._no_place_words())
             match result:
                 case Prepared():
                     spec = replace(spec, prepared=result, schedule=model.schedule(spec.recipe, result.slices))
@@ -113,6 +142,7 @@ class Training:
             has_contentvec=contentvec is not None,
             checkpoint_s=self._checkpoint_s,
         )
+        recipe = self._scaled(recipe)
         slices = model.slices_key([audio.blob.sha256 for audio in self._task.audios], recipe)
         features = model.features_key(slices, recipe)
         prepared = records.load_prepared(await self._find(records.prepared_name(slices)))
@@ -131,6 +161,13 @@ class Training:
             traceparent=telemetry.current_traceparent() or self._attempt.lease.traceparent,
         )
 
+    def _scaled(self, recipe: model.Recipe) -> model.Recipe:
+        """The recipe with what share of its batch the ledger lets this attempt have."""
+        scaled = model.scaled(recipe, self._attempt.lease.batch_scale)
+        if scaled.batch_size != recipe.batch_size:
+            self._batch_note = f"batches of {scaled.batch_size}, not {recipe.batch_size}: memory did not do"
+        return scaled
+
     def _facts(self, spec: StageSpec) -> Facts:
         newest = self._checkpoints[0] if self._checkpoints else None
         finished = (
@@ -142,15 +179,6 @@ class Training:
 
     def _after_failure(self, spec: StageSpec, error: VoxfleetError) -> StageSpec:
         """What to try within this very attempt; raises the error where there is nothing."""
-        if (
-            spec.stage is Stage.TRAIN
-            and error.reason is Reason.GPU_OUT_OF_MEMORY
-            and spec.prepared is not None
-        ):
-            smaller = model.smaller_batch(spec.recipe)
-            if smaller is not None:
-                self._tell(f"out of GPU memory: the batch is now {smaller.batch_size}")
-                return replace(spec, recipe=smaller, schedule=model.schedule(smaller, spec.prepared.slices))
         corrupt = spec.stage is Stage.PUBLISH and error.reason is Reason.CHECKPOINT_CORRUPT
         # Once: a store that damages everything would have us train for ever.
         if corrupt and self._checkpoints and not self._retrained:
@@ -201,15 +229,23 @@ class Training:
             metrics.RUNNING.labels(spec.stage.value).track_inprogress(),
             telemetry.span(f"stage {spec.stage.value}", job=self._job, gpus=self._gpus if trains else 0),
         ):
-            running = await self._backend.start(
-                replace(spec, traceparent=telemetry.current_traceparent() or spec.traceparent)
+            nodes = await self._nodes_for(trains=trains)
+            running = await self._site.backend.start(
+                replace(spec, traceparent=telemetry.current_traceparent() or spec.traceparent), nodes
             )
             try:
                 await self._placed(running)
+                self._running = running
+                self.heed(self._site.orders())
                 self._seen_s = began_s = time.monotonic()
                 log.info("%s: stage %s has its place", self._job, spec.stage.value)
                 follower = Follower(
-                    self._attempt, running, self._limits, observe=self._observe, record=self._record
+                    self._attempt,
+                    running,
+                    self._limits,
+                    observe=self._observe,
+                    record=self._record,
+                    makes_room=spec.stage is not Stage.PUBLISH,
                 )
                 if trains:
                     self.gpus_held = self._gpus
@@ -220,10 +256,31 @@ class Training:
                 took_s = time.monotonic() - began_s
                 log.info("%s: stage %s is done after %.1f s", self._job, spec.stage.value, took_s)
                 return result
+            except VoxfleetError as error:
+                if running.node and error.failure in _OF_A_NODE:
+                    error.metadata.setdefault("node", running.node)
+                raise
             finally:
                 # Shielded: what holds a GPU is ended even where this task is being cancelled.
                 await asyncio.shield(running.end())
-                self.gpus_held = 0
+                self.gpus_held, self._running = 0, None
+
+    async def _nodes_for(self, *, trains: bool) -> frozenset[str]:
+        """Where a stage may go; waits while there is no such node."""
+        deadline_s = time.monotonic() + self._limits.place_s
+        while True:
+            found = model.nodes_for(
+                self._site.nodes(),
+                gpus=self._gpus if trains else 0,
+                gpu_type=self._task.parameters.gpu_type,
+                drained=self._site.orders().drained_nodes,
+                avoid=self._attempt.lease.avoid_nodes,
+            )
+            if found:
+                return found
+            if time.monotonic() >= deadline_s:
+                raise _NoPlaceError
+            await unless_stopped(self._attempt, asyncio.sleep(self._limits.poll_s))
 
     async def _placed(self, running: RunningStage) -> None:
         try:
@@ -272,7 +329,7 @@ class Training:
                 total_steps=snapshot.total_steps,
                 percent=round(model.percent(snapshot.phase, share), 2),
                 metrics=dict(snapshot.metrics),
-                message=snapshot.note or self._note,
+                message="; ".join(filter(None, [self._batch_note, snapshot.note or self._note])),
                 remaining_s=round(left_s, 1),
             )
         )
@@ -285,7 +342,14 @@ class Training:
         if self._attempt.stop_kind in (StopKind.CANCEL, StopKind.LOST):
             raise AttemptStopped
         kind = (self._attempt.stop_kind or StopKind.YIELD).value
-        return f"{kind}: saved at step {self._checkpoints[0].step}" if self._checkpoints else kind
+        saved = f"saved at step {self._checkpoints[0].step}" if self._checkpoints else ""
+        why = f"{self._leaves} is being drained" if self._leaves else ""
+        said = "; ".join(filter(None, [saved, why]))
+        return f"{kind}: {said}" if said else kind
+
+    def _no_place_words(self) -> str:
+        of_type = f" of type {self._task.parameters.gpu_type}" if self._task.parameters.gpu_type else ""
+        return f"no place with {self._gpus} free GPUs{of_type} in {self._limits.place_s:g} s"
 
     async def _find(self, name: str) -> bytes | None:
         found = self._files.find(self._task.team, self._fence.job_id, name)

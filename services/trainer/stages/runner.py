@@ -19,6 +19,7 @@ from pathlib import Path
 from services.common import telemetry
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
+from services.engines.memory import is_out_of_memory
 from services.trainer.model import PHASES_OF, Stage
 from services.trainer.stage import Result, Snapshot, StageSpec
 from services.trainer.stages.context import StageContext, Telling, stage_folder
@@ -57,10 +58,14 @@ class StageKit:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A process: its id, and the kernel and namespace in which that id means something."""
+    """A process: its id, and the kernel and namespace in which that id means something.
+
+    ``node_id`` is Ray's of the node that it runs on; empty where nobody told.
+    """
 
     pid: int
     space: str
+    node_id: str = ""
 
     def is_gone(self) -> bool:
         """Whether it has ended, as far as it can be seen from here."""
@@ -118,8 +123,8 @@ class StageRunner:
 def unexpected(error: BaseException, spec: StageSpec) -> VoxfleetError:
     """An error that no engine named, as ours."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    if type(error).__name__ == "OutOfMemoryError":
-        # torch's own, raised outside of the engine's training loop.
+    if is_out_of_memory(error):
+        # Raised outside of the engine's training loop, or by a library of CUDA's.
         return VoxfleetError(
             Reason.GPU_OUT_OF_MEMORY,
             f"the GPU's memory is full: {text}",

@@ -10,6 +10,7 @@ from services.common.jobs.model import (
     AttemptStopped,
     Capacity,
     Fence,
+    FleetOrders,
     HeartbeatAck,
     Lease,
     Progress,
@@ -296,4 +297,29 @@ async def test_a_task_of_a_newer_release_is_given_back_and_the_work_goes_on(ledg
     await ledger.until(lambda: len(ledger.ended) == 2 and ledger.offers[-1][1] == 2)
     refused = next(what for what, fence in ledger.ended if fence.job_id == "job-9")
     assert refused.failure is FailureClass.TRANSIENT
+    await stop(task)
+
+
+async def test_orders_are_passed_on_and_the_newest_is_kept(ledger):
+    told, room = [], {"bundle.pull": 4}
+
+    def obey(orders):
+        told.append(orders)
+        room["bundle.pull"] = 0
+
+    worker = Worker(
+        ledger, None, lambda: Capacity(dict(room)), orders=obey, heartbeat_s=60.0, reconnect_s=0.01
+    )
+    assert worker.orders == FleetOrders()
+    task = asyncio.create_task(worker.run())
+    await ledger.until(lambda: ledger.offers)
+    first = FleetOrders(frozenset({"nodes/a"}), {"trainer": 1.0})
+    await ledger.out.put(first)
+    # Long before the next heartbeat: what the orders changed is offered at once.
+    await ledger.until(lambda: ledger.offers[-1][0] == {"bundle.pull": 0})
+    await ledger.out.put(FleetOrders())
+    await ledger.out.put(unavailable(Reason.SERVICE_UNAVAILABLE, "metadata restarts"))
+    await ledger.until(lambda: ledger.connections == 2)
+    assert told == [first, FleetOrders()]
+    assert worker.orders == FleetOrders()
     await stop(task)

@@ -11,7 +11,16 @@ import pytest
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.artifacts.model import work_key
 from services.common.errors import VoxfleetError
-from services.common.jobs.model import Checkpoint, Fence, Lease, NodeFacts, Outcome, Progress, StopKind
+from services.common.jobs.model import (
+    Checkpoint,
+    Fence,
+    FleetOrders,
+    Lease,
+    NodeFacts,
+    Outcome,
+    Progress,
+    StopKind,
+)
 from services.common.jobs.tasks import Blob, SourceAudio, TrainingParameters, TrainTask
 from services.common.jobs.worker import Attempt
 from services.trainer import records
@@ -36,8 +45,10 @@ def checkpoint(step: int, epoch: int = 0, attempt: int = 1) -> Checkpoint:
 class PlayedStage:
     """A stage that does what the test says: each poll waits for the next thing said."""
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, nodes: frozenset[str]) -> None:
         self.spec = spec
+        self.nodes = nodes
+        self.runs_on = min(nodes)
         self.placed = asyncio.Event()
         self.said: asyncio.Queue[Snapshot | VoxfleetError] = asyncio.Queue()
         self.asked_to_stop = asyncio.Event()
@@ -58,6 +69,10 @@ class PlayedStage:
     def train(self, step: int, total: int = 100) -> None:
         figures = {"loss_mel": 100.0 - step, "loss_g": 1.0, "loss_d": 1.0, "steps_per_s": 2.0}
         self.say(Snapshot(Phase.TRAIN, step, total, figures))
+
+    @property
+    def node(self) -> str:
+        return self.runs_on if self.placed.is_set() else ""
 
     async def ready(self) -> None:
         await self.placed.wait()
@@ -96,8 +111,8 @@ class PlayedBackend:
         self.stages: list[PlayedStage] = []
         self.facts: tuple[NodeFacts, ...] = (NodeFacts("nodes/a", "alive", 2.0, 2.0, 8.0, True),)
 
-    async def start(self, spec: StageSpec) -> PlayedStage:
-        stage = PlayedStage(spec)
+    async def start(self, spec: StageSpec, nodes: frozenset[str]) -> PlayedStage:
+        stage = PlayedStage(spec, nodes)
         self.stages.append(stage)
         self.begun.put_nowait(stage)
         return stage
@@ -218,9 +233,14 @@ async def play():
         store: MemoryArtifactStore | None = None,
         limits: Limits | None = None,
         number: int = 1,
+        nodes: tuple[NodeFacts, ...] = (),
+        orders: FleetOrders | None = None,
+        batch_scale: float = 1.0,
+        avoid_nodes: tuple[str, ...] = (),
         **parameters: object,
     ) -> Play:
         backend, ledger = PlayedBackend(), Ledger(rows=list(checkpoints))
+        backend.facts = nodes or backend.facts
         store = store or MemoryArtifactStore()
         trainer = Trainer(
             backend,
@@ -228,13 +248,18 @@ async def play():
             NoBundles(),
             limits=limits or Limits(poll_s=0.001),
         )
+        if orders is not None:
+            trainer.obey(orders)
         task = TrainTask(
             team=TEAM,
             voice=f"teams/{TEAM}/voices/v",
             audios=(SourceAudio(name="teams/blue/audios/a", blob=blob("clip"), duration_s=60.0),),
             parameters=TrainingParameters.model_validate(parameters),
         )
-        lease = Lease(Fence(JOB, number, "token"), f"teams/{TEAM}/jobs/{JOB}", task, 30.0, "", checkpoints)
+        fence = Fence(JOB, number, "token")
+        lease = Lease(
+            fence, f"teams/{TEAM}/jobs/{JOB}", task, 30.0, "", checkpoints, batch_scale, avoid_nodes
+        )
         attempt = WatchedAttempt(lease, ledger)
         attempt.reports, attempt.reported = [], asyncio.Event()
         running = asyncio.ensure_future(trainer.handle(attempt))

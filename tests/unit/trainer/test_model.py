@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from services.common.jobs.model import NodeFacts
 from services.trainer import model
 from services.trainer.model import Curve, Facts, Phase, Schedule, Stage, Wish
 
@@ -74,12 +76,13 @@ def test_a_schedule_ends_by_epochs_or_by_steps():
     assert not Schedule(10, 0, 3).finished(epoch=9, step=10**6)
 
 
-def test_the_batch_halves_down_to_one():
-    recipe, sizes = settled(batch_size=5), []
-    while recipe is not None:
-        sizes.append(recipe.batch_size)
-        recipe = model.smaller_batch(recipe)
-    assert sizes == [5, 2, 1]
+def test_the_ledger_scales_the_batch_and_never_to_nothing():
+    assert [model.scaled(settled(batch_size=8), scale).batch_size for scale in (1.0, 0.5, 0.25, 1 / 64)] == [
+        *(8, 4, 2, 1),
+    ]
+    assert model.scaled(settled(batch_size=5), 0.5).batch_size == 2
+    assert model.scaled(settled(batch_size=8), 3.0).batch_size == 8
+    assert replace(model.scaled(settled(batch_size=8), 0.5), batch_size=8) == settled(batch_size=8)
 
 
 def test_content_keys_name_what_matters_and_nothing_else():
@@ -147,3 +150,67 @@ def test_the_ends_of_a_curve_are_means():
     assert model.curve_ends(points, "loss_mel") == (3.0, 18.0)
     assert model.curve_ends(points[:1], "loss_mel") == (1.0, 1.0)
     assert model.curve_ends([], "loss_mel") == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("granted", "waiting", "held", "places"),
+    [
+        (None, 0, 0, 4),
+        (4.0, 0, 0, 4),
+        (2.0, 0, 0, 2),
+        (2.0, 1, 0, 1),
+        (2.0, 1, 1, 0),
+        (0.0, 0, 0, 0),
+        (1.9, 0, 0, 1),
+    ],
+)
+def test_no_more_places_than_are_granted(granted, waiting, held, places):
+    found = model.free_places([4.0], 4.0 + held, waiting=waiting, held=held, granted=granted)
+    assert found == places
+
+
+def node(name, gpus=2.0, free=2.0, *, gpu_type="", state="alive"):
+    return NodeFacts(f"nodes/{name}", state, gpus, free, 8.0, False, gpu_type)
+
+
+FLEET = (
+    node("a", gpu_type="T4"),
+    node("b", gpu_type="H200"),
+    node("big", 8.0, 8.0, gpu_type="H200"),
+    node("cpus", 0.0, 0.0),
+    node("dead", 8.0, 8.0, state="dead"),
+)
+
+
+def places(nodes=FLEET, **asked):
+    return {name.removeprefix("nodes/") for name in model.nodes_for(nodes, **asked)}
+
+
+def test_a_stage_goes_where_it_fits():
+    assert places(gpus=0) == {"a", "b", "big", "cpus"}
+    assert places(gpus=1) == {"a", "b", "big"}
+    assert places(gpus=4) == {"big"}
+    assert places(gpus=9) == set()
+    assert places(gpus=1, gpu_type="H200") == {"b", "big"}
+    assert places(gpus=1, gpu_type="H100") == set()
+    # What needs no GPU cares for none.
+    assert places(gpus=0, gpu_type="H100") == {"a", "b", "big", "cpus"}
+
+
+def test_a_drained_node_is_never_used_even_where_there_is_no_other():
+    assert places(gpus=1, drained={"nodes/b"}) == {"a", "big"}
+    assert places(gpus=4, drained={"nodes/big"}) == set()
+    assert places(gpus=0, drained={"nodes/cpus", "nodes/a", "nodes/b", "nodes/big"}) == set()
+
+
+def test_a_node_to_avoid_is_used_where_no_other_will_do():
+    assert places(gpus=1, avoid={"nodes/b"}) == {"a", "big"}
+    assert places(gpus=4, avoid={"nodes/big"}) == {"big"}
+    # A name of something else, such as a controller's host, is no node.
+    assert places(gpus=1, avoid={"b"}) == {"a", "b", "big"}
+    # Full ones are waited for where the one to be avoided is full as well; else it is taken.
+    full = (node("a", free=0.5), node("b"))
+    assert places(full, gpus=1, avoid={"nodes/b"}) == {"a", "b"}
+    both = (node("a", free=0.5), node("b", free=0.0))
+    assert places(both, gpus=1, avoid={"nodes/b"}) == {"a"}
+    assert places(full, gpus=1, avoid={"nodes/b"}, drained={"nodes/b"}) == {"a"}

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from services.common.errors import FailureClass, Reason, VoxfleetError, invalid
 from services.common.rayrt.failures import from_ray
 from services.common.rayrt.joining import wait_lost
-from services.common.rayrt.nodes import facts_of
+from services.common.rayrt.nodes import facts_of, node_names
 
 
 def wrapped(cause: Exception) -> Exception:
@@ -60,14 +60,36 @@ def test_facts_of_nodes():
         node("aaaaaaaaaa", "one", {"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0}),
         node("bbbbbbbbbb", "two", {"CPU": 2.0, "GPU": 2.0}),
         node("cccccccccc", "two", {}, alive=False),
+        node("dddddddddd", "cpus", {"CPU": 2.0, "accelerator_type:H100": 1.0}),
+        node("eeeeeeeeee", "gone", {}, alive=False),
     ]
     facts = facts_of(nodes, {"aaaaaaaaaa": {"GPU": 2.5}, "bbbbbbbbbb": {"CPU": 1.0}})
     assert [(f.name, f.state, f.gpus, f.gpus_free, f.cpus, f.virtual_gpus) for f in facts] == [
         ("nodes/one", "alive", 4.0, 2.5, 8.0, False),
-        ("nodes/two-bbbbbbbb", "alive", 2.0, 0.0, 2.0, True),
+        ("nodes/two", "alive", 2.0, 0.0, 2.0, True),
         ("nodes/two-cccccccc", "dead", 0.0, 0.0, 0.0, False),
+        ("nodes/cpus", "alive", 0.0, 0.0, 2.0, False),
+        ("nodes/gone", "dead", 0.0, 0.0, 0.0, False),
     ]
+    assert [f.gpu_type for f in facts] == ["H100", "", "", "", ""]
     assert facts_of(nodes, {}, True)[0].virtual_gpus
+
+
+def test_a_type_may_be_told_by_a_label():
+    labelled = node("aaaaaaaaaa", "one", {"GPU": 1.0}) | {"Labels": {"ray.io/accelerator-type": "T4"}}
+    assert facts_of([labelled], {})[0].gpu_type == "T4"
+
+
+def test_a_node_that_comes_back_keeps_its_name():
+    before = node("aaaaaaaaaa", "gpu-1", {"GPU": 1.0})
+    after = node("bbbbbbbbbb", "gpu-1", {"GPU": 1.0})
+    assert node_names([before]) == {"aaaaaaaaaa": "nodes/gpu-1"}
+    found = node_names([before | {"Alive": False}, after])
+    assert found == {"aaaaaaaaaa": "nodes/gpu-1-aaaaaaaa", "bbbbbbbbbb": "nodes/gpu-1"}
+    assert node_names([before, after]) == {
+        "aaaaaaaaaa": "nodes/gpu-1-aaaaaaaa",
+        "bbbbbbbbbb": "nodes/gpu-1-bbbbbbbb",
+    }
 
 
 async def test_the_cluster_is_lost_after_misses_in_a_row_only():

@@ -12,7 +12,7 @@ import pytest
 
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.artifacts.model import content_key
-from services.common.errors import Reason, VoxfleetError, unavailable
+from services.common.errors import FailureClass, Reason, VoxfleetError, unavailable
 from services.common.jobs.tasks import Blob, SourceAudio, TrainingParameters, TrainTask
 from services.engines.rvc.package import pack_voice, unpack_voice
 from services.engines.rvc.voice import load_weights_of, read_facts
@@ -23,7 +23,7 @@ from services.trainer.stage import Prepared, Published, StageSpec, Trained
 from services.trainer.stages.context import StageContext, Telling, stage_folder
 from services.trainer.stages.prepare import Slices, TrackedF0, prepare
 from services.trainer.stages.publish import publish
-from services.trainer.stages.runner import StageKit, StageRunner
+from services.trainer.stages.runner import StageKit, StageRunner, unexpected
 from services.trainer.stages.training import CheckpointSaver, train
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "speech" / "clip_en_1.flac"
@@ -220,6 +220,37 @@ def test_a_stop_before_training_raises_cancelled(bench):
     with pytest.raises(VoxfleetError) as raised:
         prepare(work.context(work.spec, telling))
     assert raised.value.reason is Reason.CANCELLED
+
+
+def test_a_lack_of_gpu_memory_is_of_class_resource_and_half_the_batch_goes_on(bench, monkeypatch):
+    import torch
+
+    from services.engines.rvc import training
+
+    step = training.train_step
+
+    def small_steps_only(state, batch):
+        if state.params.batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return step(state, batch)
+
+    monkeypatch.setattr(training, "train_step", small_steps_only)
+    work = bench(max_steps=2)
+    work.prepare()
+    with pytest.raises(VoxfleetError) as raised:
+        work.train()
+    error = raised.value
+    assert (error.reason, error.failure) == (Reason.GPU_OUT_OF_MEMORY, FailureClass.RESOURCE)
+    assert error.metadata == {"batch_size": "4"}
+    smaller = model.scaled(work.spec.recipe, 0.5)
+    trained = work.train(recipe=smaller, schedule=model.schedule(smaller, work.spec.prepared.slices))
+    assert trained.checkpoint.step == 2
+
+
+def test_a_lack_of_memory_outside_of_the_steps_is_of_that_class_too(bench):
+    error = unexpected(RuntimeError("CUDA error: out of memory"), bench().spec)
+    assert (error.reason, error.failure) == (Reason.GPU_OUT_OF_MEMORY, FailureClass.RESOURCE)
+    assert unexpected(RuntimeError("a bug"), bench().spec).failure is FailureClass.PERMANENT
 
 
 def test_an_upload_that_fails_is_told_later_and_not_lost(bench, monkeypatch):

@@ -9,12 +9,20 @@ import pytest
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.artifacts.model import work_key
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, unavailable
-from services.common.jobs.model import AttemptStopped, Released, StopKind, Succeeded
+from services.common.jobs.model import (
+    AttemptStopped,
+    FleetOrders,
+    NodeFacts,
+    Released,
+    StopKind,
+    Succeeded,
+)
+from services.common.jobs.tasks import Blob
 from services.trainer import model, records
 from services.trainer.app.following import Limits
 from services.trainer.app.training import wish_of
 from services.trainer.model import Phase, Stage
-from services.trainer.stage import Prepared, Snapshot
+from services.trainer.stage import Prepared, Published, Snapshot
 from tests.unit.trainer.conftest import HASH, JOB, TEAM, blob, checkpoint
 
 
@@ -206,6 +214,135 @@ async def test_a_yield_saves_first_and_then_gives_back(play, kind):
     assert train.ended
 
 
+async def test_a_cancel_while_it_makes_room_does_not_wait_for_the_save(play):
+    run = play(max_steps=100, limits=Limits(poll_s=0.001, yield_s=60.0, cancel_s=0.01))
+    await run.prepare()
+    train = await run.next_stage(Stage.TRAIN)
+    train.train(5)
+    await run.seen(lambda p: p.step == 5)
+    run.stop(StopKind.YIELD)
+    await asyncio.wait_for(train.asked_to_stop.wait(), 5)
+    run.stop(StopKind.CANCEL)
+    train.train(6)  # it still saves, and never ends by itself
+    with pytest.raises(AttemptStopped):
+        await run.outcome()
+    assert run.attempt.stop_kind is StopKind.CANCEL
+    assert train.ended
+
+
+async def test_a_voice_that_is_being_packed_needs_no_room_and_is_let_end(play):
+    run = play(max_steps=6)
+    await run.prepare()
+    run.finish_training(await run.next_stage(Stage.TRAIN), checkpoint(6, epoch=3))
+    publish = await run.next_stage(Stage.PUBLISH)
+    run.stop(StopKind.YIELD)
+    publish.say(Snapshot(Phase.INDEX))
+    await run.seen(lambda p: p.phase == "index")
+    package = Published(Blob(key="k", sha256=HASH, size_bytes=9), 40_000)
+    publish.say(Snapshot(Phase.PUBLISH, result=package))
+    assert isinstance(await run.outcome(), Succeeded)
+    assert not publish.asked_to_stop.is_set()
+
+
+def two_nodes(a_free: float = 1.0, b_free: float = 1.0) -> tuple[NodeFacts, ...]:
+    return (
+        NodeFacts("nodes/a", "alive", 1.0, a_free, 8.0, True),
+        NodeFacts("nodes/b", "alive", 1.0, b_free, 8.0, True),
+    )
+
+
+A_DRAINED = FleetOrders(frozenset({"nodes/a"}))
+
+
+async def test_a_training_on_a_drained_node_saves_and_leaves(play):
+    run = play(max_steps=100, nodes=two_nodes())
+    await run.prepare()
+    train = await run.next_stage(Stage.TRAIN)
+    train.train(5)
+    await run.seen(lambda p: p.step == 5)
+    assert (train.nodes, train.node) == ({"nodes/a", "nodes/b"}, "nodes/a")
+    run.trainer.obey(FleetOrders(frozenset({"nodes/b"})))
+    assert not run.attempt.stopping
+    run.trainer.obey(A_DRAINED)
+    await asyncio.wait_for(train.asked_to_stop.wait(), 5)
+    assert train.save
+    assert {node.name: node.state for node in run.trainer.capacity().nodes} == {
+        "nodes/a": "draining",
+        "nodes/b": "alive",
+    }
+    run.finish_training(train, checkpoint(7), stopped=True)
+    outcome = await run.outcome()
+    assert outcome == Released("yield: saved at step 7; nodes/a is being drained")
+    assert run.trainer.capacity().nodes[0].state == "drained"
+    # It goes on elsewhere, from where it was.
+    again = play((checkpoint(7),), number=2, max_steps=100, nodes=two_nodes(), orders=A_DRAINED)
+    assert (await again.next_stage(Stage.PREPARE)).nodes == {"nodes/b"}
+
+
+async def test_what_prepares_on_a_drained_node_is_let_end_and_trains_elsewhere(play):
+    run = play(nodes=two_nodes())
+    prepare = await run.next_stage(Stage.PREPARE)
+    prepare.say(Snapshot(Phase.SLICE))
+    await run.seen(lambda p: p.phase == "slice")
+    run.trainer.obey(A_DRAINED)
+    assert run.trainer.capacity().nodes[0].state == "draining"
+    assert not run.attempt.stopping
+    prepare.say(Snapshot(Phase.F0, result=Prepared(blob("slices-x.safetensors"), 8, 30.0)))
+    train = await run.next_stage(Stage.TRAIN)
+    assert train.nodes == {"nodes/b"}
+
+
+async def test_a_stage_that_was_placed_as_its_node_was_drained_leaves_at_once(play):
+    run = play(nodes=two_nodes())
+    await run.prepare()
+    train = await run.next_stage(Stage.TRAIN, placed=False)
+    run.trainer.obey(A_DRAINED)
+    train.placed.set()
+    train.train(1)
+    await asyncio.wait_for(train.asked_to_stop.wait(), 5)
+
+
+async def test_drained_nodes_and_grants_bound_what_is_offered(play):
+    run = play(nodes=two_nodes())
+    await run.prepare()
+    train = await run.next_stage(Stage.TRAIN)
+    train.train(1)
+    await run.seen(lambda p: p.step == 1)
+    free = [run.trainer.capacity().free["rvc.train"]]
+    for orders in (
+        A_DRAINED,
+        FleetOrders(frozenset({"nodes/b"})),
+        FleetOrders(frozenset({"nodes/a", "nodes/b"})),
+        FleetOrders(grants={"trainer": 1.0, "rvc": 1.0}),
+        FleetOrders(grants={"rvc": 1.0}),
+    ):
+        run.trainer.obey(orders)
+        free.append(run.trainer.capacity().free["rvc.train"])
+    # Ray does not know yet that the first one's GPU is taken.
+    assert free == [1, 1, 0, 0, 0, 1]
+
+
+async def test_a_training_waits_for_a_node_that_will_do(play):
+    run = play(nodes=two_nodes(), orders=FleetOrders(frozenset({"nodes/a", "nodes/b"})))
+    await run.seen(lambda p: p.phase == "fetch")
+    assert run.backend.begun.empty()
+    run.trainer.obey(A_DRAINED)
+    assert (await run.next_stage(Stage.PREPARE)).nodes == {"nodes/b"}
+
+
+async def test_a_type_of_gpu_that_is_not_there_gives_the_job_back(play):
+    run = play(limits=Limits(poll_s=0.001, place_s=0.01), gpu_type="H200")
+    await run.prepare()
+    assert await run.outcome() == Released("no place with 1 free GPUs of type H200 in 0.01 s")
+
+
+async def test_the_nodes_where_it_failed_are_passed_over(play):
+    run = play(nodes=two_nodes(), avoid_nodes=("nodes/a", "some-controller"))
+    assert (await run.next_stage(Stage.PREPARE)).nodes == {"nodes/b"}
+    alone = play(avoid_nodes=("nodes/a",))
+    assert (await alone.next_stage(Stage.PREPARE)).nodes == {"nodes/a"}
+
+
 async def test_a_cancel_saves_nothing_and_ends_the_process(play):
     run = play(max_steps=100)
     await run.prepare()
@@ -267,27 +404,32 @@ async def test_no_free_gpu_in_time_gives_the_job_back(play):
     assert train.ended
 
 
-async def test_out_of_gpu_memory_halves_the_batch_and_resumes(play):
+async def test_out_of_gpu_memory_is_the_ledgers_to_halve(play):
     run = play(batch_size=8, max_steps=100)
     await run.prepare(slices=16)
     train = await run.next_stage(Stage.TRAIN)
-    train.saved(checkpoint(10))
     oom = error(Reason.GPU_OUT_OF_MEMORY, Kind.EXHAUSTED)
     train.say(Snapshot(Phase.TRAIN, 12, 100, error=oom))
-    again = await run.next_stage(Stage.TRAIN)
-    assert train.ended
-    assert again.spec.recipe.batch_size == 4
-    assert again.spec.schedule.steps_per_epoch == 4
-    assert [c.step for c in again.spec.checkpoints] == [10]
-    assert any("batch is now 4" in p.message for p in run.attempt.reports)
-    for size in (2, 1):
-        again.say(Snapshot(Phase.TRAIN, 12, 100, error=oom))
-        again = await run.next_stage(Stage.TRAIN)
-        assert again.spec.recipe.batch_size == size
-    again.say(Snapshot(Phase.TRAIN, 12, 100, error=oom))
     with pytest.raises(VoxfleetError) as raised:
         await run.outcome()
     assert raised.value.failure is FailureClass.RESOURCE
+    assert raised.value.metadata["node"] == "nodes/a"
+    assert train.ended
+
+
+async def test_a_scaled_attempt_has_a_smaller_batch_and_says_so(play):
+    run = play((checkpoint(10),), number=2, batch_size=8, batch_scale=0.5, max_steps=100)
+    await run.prepare(slices=16)
+    train = await run.next_stage(Stage.TRAIN)
+    assert train.spec.recipe.batch_size == 4
+    assert train.spec.schedule.steps_per_epoch == 4
+    assert [c.step for c in train.spec.checkpoints] == [10]
+    train.train(11)
+    progress = await run.seen(lambda p: p.step == 11)
+    assert "batches of 4, not 8" in progress.message
+    plain = play(batch_size=1, batch_scale=0.5)
+    assert (await plain.next_stage(Stage.PREPARE)).spec.recipe.batch_size == 1
+    assert not any("batches" in progress.message for progress in plain.attempt.reports)
 
 
 async def test_a_dead_worker_fails_the_attempt_as_of_its_node(play):
@@ -298,6 +440,7 @@ async def test_a_dead_worker_fails_the_attempt_as_of_its_node(play):
     with pytest.raises(VoxfleetError) as raised:
         await run.outcome()
     assert raised.value.failure is FailureClass.NODE
+    assert raised.value.metadata["node"] == "nodes/a"
     assert train.ended
 
 
@@ -327,6 +470,7 @@ async def test_a_clip_at_fault_is_never_tried_again(play):
     with pytest.raises(VoxfleetError) as raised:
         await run.outcome()
     assert (raised.value.reason, raised.value.failure) == (Reason.AUDIO_SILENT, FailureClass.INPUT)
+    assert "node" not in raised.value.metadata
 
 
 async def test_a_note_of_a_stage_reaches_the_progress_and_stays(play):
