@@ -66,6 +66,7 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
         "ResumeJob": Backend.METADATA,
         "RetryJob": Backend.METADATA,
         "UpdateJob": Backend.METADATA,
+        "ExplainJob": Backend.METADATA,
     },
     "FleetService": {
         "GetFleet": Backend.METADATA,

@@ -63,7 +63,7 @@ async def serve(settings: MetadataSettings) -> None:
         await identity.bootstrap(settings.bootstrap_team, settings.bootstrap_token)
 
     work = WorkServicer(ledger.work, ledger.dispatcher, ledger.orders)
-    submit = SubmitServicer(Submitter(store, max_attempts=settings.max_attempts))
+    submit = SubmitServicer(Submitter(store, max_attempts=settings.max_attempts, foretelling=ledger.planner))
     servicers: list[tuple[str, object]] = [
         ("voxfleet.internal.v1.IdentityService", IdentityServicer(identity)),
         ("voxfleet.internal.v1.CatalogService", CatalogServicer(audios, voices, bundles)),

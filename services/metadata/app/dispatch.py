@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.common.errors import VoxfleetError
+from services.metadata.model.fleet import QuotaUse
 from services.metadata.model.jobs import LeasedJob
 from services.metadata.ports.store import Store, Wakeups
 from services.metadata.scheduling.lanes import AGE_S, LaneBook, LaneKey, Pick
@@ -72,8 +73,8 @@ class Dispatcher:
         self._refresh_s = refresh_s
         self._cost_of = cost_of
         self._clock = clock
-        self._weights: dict[str, float] = {}
-        self.book = LaneBook(lambda team: self._weights.get(team, 1.0), age_s=age_s)
+        self.uses: Mapping[str, QuotaUse] = {}
+        self.book = LaneBook(self.weight, age_s=age_s)
         self._bounded: dict[str, list[LaneKey]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._stale = asyncio.Event()
@@ -101,13 +102,17 @@ class Dispatcher:
         async with self._store.leases() as rows:
             lanes = await rows.lanes()
             uses = await rows.quota_uses()
-        self._weights = {use.quota.team: use.quota.weight for use in uses}
+        self.uses = {use.quota.team: use for use in uses}
         bounded = {use.quota.team for use in uses if use.quota.max_gpus}
         self._bounded = {team: [lane for lane in lanes if lane.team == team] for team in bounded}
         self.book.close_teams(use.quota.team for use in uses if use.full)
         self.book.refresh(lanes, self._clock())
         for kind in {lane.kind for lane in self.book.waiting()}:
             self._wake(kind)
+
+    def weight(self, team: str) -> float:
+        """A team's weight in the fair share."""
+        return self.uses[team].quota.weight if team in self.uses else 1.0
 
     async def claim(self, offer: Offer) -> list[LeasedJob]:
         """Leases up to ``free[kind]`` jobs of each kind; empty where the book knows of none.

@@ -15,6 +15,7 @@ from services.metadata.model.fleet import QueueDepth, WorkerRow
 from services.metadata.model.jobs import FINAL_STATES, AttemptRecord, Job, JobState
 from services.metadata.model.page import Page
 from services.metadata.ports.store import Store, Transaction
+from services.metadata.scheduling.explain import Explanation
 
 _MORE_ATTEMPTS = 4
 _ITEMS_AT_ONCE = 5000
@@ -25,6 +26,9 @@ class Placing(Protocol):
 
     async def placed(self, job: Job) -> Job:
         """The job with its position, its expected times and why it waits."""
+
+    async def explain(self, job: Job) -> Explanation:
+        """Why it waits, in a code and a sentence."""
 
 
 class Jobs:
@@ -48,7 +52,15 @@ class Jobs:
         async with self._store.tenant(team) as tx:
             job = await _counted(tx, await get_job(tx, team, job_id))
             attempts = await tx.attempts(job_id)
+            if job.blockers:
+                waited_for = tuple(found.name for found in await tx.dependencies(job_id))
+                job = replace(job, depends_on=waited_for)
         return await self._placing.placed(job), attempts
+
+    async def explain(self, team: str, job_id: str) -> tuple[Job, Explanation]:
+        """A job, placed, and why it waits; of a batch, why its next item does. Errors: JOB_NOT_FOUND."""
+        job, _ = await self.get(team, job_id)
+        return job, await self._placing.explain(job)
 
     async def page(self, team: str, page: Page, *, batch: str = "") -> list[Job]:
         """A team's jobs, or the items of a batch. Errors: JOB_NOT_FOUND."""
@@ -146,7 +158,8 @@ class Jobs:
         async with self._store.tenant(team) as tx:
             job = await get_job(tx, team, job_id, lock=True)
             if changes:
-                await tx.update_job(job_id, changes)
+                stale = {"expected": None} if "priority" in changes else {}
+                await tx.update_job(job_id, {**changes, **stale})
             if "priority" in changes and job.kind == "batch":
                 await tx.set_items_priority(job_id, int(changes["priority"]))
             if "priority" in changes:
@@ -171,7 +184,9 @@ class Jobs:
             job = await get_job(tx, team, job_id, lock=True)
             if job.state not in (JobState.QUEUED, JobState.RUNNING):
                 raise state_conflict(job, "only a waiting or running job can be paused")
-            await tx.update_job(job_id, {"paused": paused, "waiting_reason": "PAUSED" if paused else ""})
+            reason = "PAUSED" if paused else ""
+            # What was foretold of it says nothing any more.
+            await tx.update_job(job_id, {"paused": paused, "waiting_reason": reason, "expected": None})
             if job.kind == "batch":
                 await tx.pause_items(job_id, paused=paused)
             if not paused:

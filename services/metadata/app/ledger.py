@@ -11,6 +11,7 @@ from services.metadata.app.dispatch import Dispatcher
 from services.metadata.app.feed import JobFeed
 from services.metadata.app.housekeeping import Aftermath, Housekeeping
 from services.metadata.app.jobs import Jobs
+from services.metadata.app.learning import Experience
 from services.metadata.app.planner import Planner
 from services.metadata.app.work import Work
 from services.metadata.ports.store import Store, Wakeups
@@ -50,9 +51,16 @@ class Ledger:
     ) -> None:
         self.store = store
         self.feed = JobFeed(store, look_s=settings.look_s)
-        self.dispatcher = Dispatcher(store, wakeups, lease_s=settings.lease_s, refresh_s=settings.refresh_s)
+        self.experience = Experience(store)
+        self.dispatcher = Dispatcher(
+            store,
+            wakeups,
+            lease_s=settings.lease_s,
+            refresh_s=settings.refresh_s,
+            cost_of=self.experience.cost_of,
+        )
         self.aftermath = Aftermath(self.feed, self.dispatcher)
-        self.planner = Planner(store)
+        self.planner = Planner(store, self.experience, self.dispatcher)
         self.orders = Orders()
         self.jobs = Jobs(store, self.feed, self.planner, self.aftermath)
         self.work = Work(
@@ -68,7 +76,10 @@ class Ledger:
             self.work,
             self.aftermath,
             every_s=settings.sweep_s,
-            others=[(2 * settings.refresh_s, self.planner.refresh)],
+            others=[
+                (2 * settings.refresh_s, self.planner.refresh),
+                (5 * settings.sweep_s, self.experience.learn),
+            ],
         )
 
     async def run(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
@@ -50,12 +50,29 @@ class Request:
     """Order within the class, higher first."""
 
 
-class Submitter:
-    """The use cases that make jobs."""
+class Foretelling(Protocol):
+    """Says when new jobs will begin, so that it can learn from when they do."""
 
-    def __init__(self, store: Store, *, max_attempts: int) -> None:
+    def foretell(self, job: NewJob) -> Mapping[str, Any] | None:
+        """What is foretold of a job's start."""
+
+    def batch_arrived(self, items: Sequence[NewJob]) -> None:
+        """Takes note of a batch's items."""
+
+
+class Submitter:
+    """The use cases that make jobs.
+
+    Args:
+        store: the database.
+        max_attempts: of a job, unless its submit says otherwise.
+        foretelling: told of what is submitted.
+    """
+
+    def __init__(self, store: Store, *, max_attempts: int, foretelling: Foretelling | None = None) -> None:
         self._store = store
         self._max_attempts = max_attempts
+        self._foretelling = foretelling
 
     async def train(
         self,
@@ -246,6 +263,8 @@ class Submitter:
 
     async def _add(self, tx: Transaction, job: NewJob) -> Job:
         await self._check_queue(tx, job.team, 1)
+        if self._foretelling is not None:
+            job = replace(job, expected=self._foretelling.foretell(job))
         await tx.add_jobs(job.team, [job])
         found = await tx.get_job(job.team, job.id)
         assert found is not None
@@ -274,6 +293,8 @@ class Submitter:
         ]
         waiting = sum(child.state is JobState.QUEUED for child in children)
         await self._check_queue(tx, request.team, waiting)
+        if self._foretelling is not None:
+            self._foretelling.batch_arrived(children)
         batch = replace(batch, items_total=len(children), items_failed=len(children) - waiting)
         await tx.add_jobs(request.team, [batch, *children])
         found = await tx.get_job(request.team, job_id)

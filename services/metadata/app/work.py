@@ -157,7 +157,7 @@ class Work:
             if job.state is JobState.CANCELLING:
                 end = _cancellation(job)
             else:
-                yielded = outcome.message == StopKind.YIELD.value
+                yielded = outcome.message.partition(":")[0] == StopKind.YIELD.value
                 end = End(
                     fence,
                     JobState.QUEUED,

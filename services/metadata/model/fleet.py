@@ -38,13 +38,14 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
-    """How much one team has waiting of a kind in a class; ``size`` in the kind's unit."""
+    """How much one team has waiting of a kind in a class: jobs, and their sizes and GPUs in all."""
 
     kind: str
     priority_class: PriorityClass
     team: str
     queued: int
     size: float
+    gpus: float
     oldest_wait_s: float
 
 
@@ -104,7 +105,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class AttemptSample:
-    """One ended attempt, to learn from: how long it took and how far its expected start was off."""
+    """One ended attempt, to learn from: how long it took, and what its submit foretold of its start."""
 
     kind: str
     priority_class: PriorityClass
@@ -112,4 +113,5 @@ class AttemptSample:
     duration_s: float
     succeeded: bool
     waited_s: float
-    expected_s: float | None
+    attempt: int = 1
+    expected: Mapping[str, Any] | None = None

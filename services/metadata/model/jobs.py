@@ -74,7 +74,8 @@ class NewJob:
     """A job to be submitted. ``task`` is JSON of a task; ``spec`` of the public request.
 
     ``gpus`` is the share of GPUs it holds while it runs, ``size`` its amount of work in its kind's unit
-    (seconds of audio, characters), ``depends_on`` the ids of jobs of the same team that must succeed first.
+    (seconds of audio, characters), ``depends_on`` the ids of jobs of the same team that must succeed first;
+    ``expected`` is what is foretold of its start, to learn from once it has begun.
     """
 
     team: str
@@ -97,6 +98,7 @@ class NewJob:
     state: JobState = JobState.QUEUED
     error: Mapping[str, Any] | None = None
     depends_on: tuple[str, ...] = ()
+    expected: Mapping[str, Any] | None = None
     items_total: int = 0
     items_failed: int = 0
 
@@ -145,9 +147,9 @@ class Job:
     yield_asked: bool = False
     queue_key: int = 0
     lease_token: str = ""
-    expected_start: dt.datetime | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     position: int = 0
+    depends_on: tuple[str, ...] = ()
     expected: Expected | None = None
 
     @property

@@ -72,7 +72,6 @@ class JobRows(Protocol):
         """Lets one submit of a team go on at a time, until the transaction ends."""
 
     async def count_queued(self, team: str, limit: int) -> int: ...
-    async def set_expected_start(self, job: str, at: dt.datetime) -> None: ...
 
 
 class BatchRows(Protocol):
@@ -86,6 +85,9 @@ class BatchRows(Protocol):
 
     async def pause_items(self, batch: str, *, paused: bool) -> None: ...
     async def set_items_priority(self, batch: str, priority: int) -> None: ...
+    async def next_item(self, batch: Job) -> Job | None:
+        """The waiting item of a batch that is next, held back or not yet due ones aside."""
+
     async def lanes_of_batch(self, batch: str) -> list[LaneKey]: ...
     async def add_ticks(self, limit: int) -> list[str]:
         """Adds up to so many ends of items to their batches; returns those batches, locked."""

@@ -15,6 +15,7 @@ from services.metadata.app.jobs import waiting_reason
 from services.metadata.model.catalog import Audio, Upload, Voice, VoiceState
 from services.metadata.model.identity import ApiKey, Team
 from services.metadata.model.jobs import AttemptRecord, CheckpointRow, Job, JobEvent, JobState
+from services.metadata.scheduling.explain import Explanation
 from voxfleet.internal.v1 import catalog_pb2
 from voxfleet.v1 import audio_pb2, error_pb2, job_pb2, trust_pb2, voice_pb2
 
@@ -126,11 +127,13 @@ def job_to_proto(job: Job, attempts: Sequence[AttemptRecord] = ()) -> job_pb2.Jo
         trace_id=telemetry.trace_id_of(job.traceparent),
         attempts=[_attempt_to_proto(attempt) for attempt in attempts],
         batch_scale=job.batch_scale,
+        depends_on=job.depends_on,
     )
     if job.expected is not None:
-        found.expected_start_time.FromDatetime(job.expected.start)
-        found.earliest_start_time.FromDatetime(job.expected.earliest)
-        found.latest_start_time.FromDatetime(job.expected.latest)
+        if job.state is JobState.QUEUED:
+            found.expected_start_time.FromDatetime(job.expected.start)
+            found.earliest_start_time.FromDatetime(job.expected.earliest)
+            found.latest_start_time.FromDatetime(job.expected.latest)
         found.expected_end_time.FromDatetime(job.expected.end)
     found.spec.update(dict(job.spec))
     _fill(found.progress, job.progress)
@@ -147,6 +150,21 @@ def job_to_proto(job: Job, attempts: Sequence[AttemptRecord] = ()) -> job_pb2.Jo
         _fill(found.result, job.result)
     if job.error and job.state is not JobState.SUCCEEDED:
         found.error.CopyFrom(error_to_proto(job.error))
+    return found
+
+
+def explanation_to_proto(job: Job, why: Explanation) -> job_pb2.ExplainJobResponse:
+    """Why a job waits, as the API says it."""
+    found = job_pb2.ExplainJobResponse(
+        waiting_reason=_enum(job_pb2.WaitingReason, f"WAITING_REASON_{why.code}"),
+        explanation=why.sentence,
+        queue_position=job.position,
+        depends_on=job.depends_on,
+    )
+    if job.expected is not None and job.state is JobState.QUEUED:
+        found.expected_start_time.FromDatetime(job.expected.start)
+        found.earliest_start_time.FromDatetime(job.expected.earliest)
+        found.latest_start_time.FromDatetime(job.expected.latest)
     return found
 
 

@@ -116,6 +116,12 @@ class JobServicer:
         name = names.parse(request.name, "jobs")
         return convert.job_to_proto(await self._jobs.retry(name.team, name.id))
 
+    async def ExplainJob(self, request: job_pb2.ExplainJobRequest, _: object) -> job_pb2.ExplainJobResponse:
+        """Why a job waits."""
+        name = names.parse(request.name, "jobs")
+        job, why = await self._jobs.explain(name.team, name.id)
+        return convert.explanation_to_proto(job, why)
+
     async def UpdateJob(self, request: job_pb2.UpdateJobRequest, _: object) -> job_pb2.Job:
         """Changes priority, labels or display name."""
         name = names.parse(request.job.name, "jobs", field="job.name")

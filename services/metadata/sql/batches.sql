@@ -55,6 +55,12 @@ UPDATE jobs SET priority = %(priority)s
 WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE parent_id = %(job_id)s AND state = 'QUEUED'
                      ORDER BY id FOR UPDATE));
 
+-- name: next_item
+-- By the index of what is claimable: what is before it there is of the same team.
+SELECT * FROM jobs WHERE state = 'QUEUED' AND NOT paused AND blockers = 0 AND kind = %(kind)s
+  AND priority_class = %(priority_class)s AND team = %(team)s AND parent_id = %(job_id)s
+ORDER BY queue_key LIMIT 1;
+
 -- name: lanes_of_batch
 SELECT DISTINCT kind, priority_class, team FROM jobs WHERE parent_id = %(job_id)s AND state = 'QUEUED';
 

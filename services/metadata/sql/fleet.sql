@@ -15,7 +15,7 @@ WITH RECURSIVE lane AS (
 SELECT kind, priority_class, team FROM lane WHERE kind <> 'batch';
 
 -- name: lane_depths
-SELECT kind, priority_class, team, count(*) AS queued, sum(size)::float8 AS size,
+SELECT kind, priority_class, team, count(*) AS queued, sum(size)::float8 AS size, sum(gpus)::float8 AS gpus,
   extract(epoch FROM voxfleet_now() - min(created_at))::float8 AS oldest_wait_s
 FROM jobs WHERE state = 'QUEUED' AND NOT paused AND blockers = 0 AND kind <> 'batch'
 GROUP BY kind, priority_class, team;
@@ -170,7 +170,7 @@ WITH span AS MATERIALIZED (
 ), moved AS (
   UPDATE watermarks SET at = greatest(span.since, span.until) FROM span WHERE name = 'usage'
 )
-SELECT kind, coalesce(priority_class, 3) AS priority_class, size, outcome, waited_s, expected_s,
+SELECT kind, coalesce(priority_class, 3) AS priority_class, size, outcome, waited_s, expected,
   extract(epoch FROM ended_at - started_at)::float8 AS duration_s, attempt
 FROM recent ORDER BY ended_at LIMIT %(limit)s;
 

@@ -3,16 +3,17 @@
 -- name: insert_jobs
 INSERT INTO jobs (id, team, kind, state, priority_class, priority, task, spec, display_name, labels,
                   parent_id, item_index, item_id, gpus, gpu_type, size, max_attempts, traceparent, error,
-                  blockers, items_total, items_failed, event_seq, created_at, updated_at, not_before, ended_at)
+                  blockers, items_total, items_failed, expected, event_seq, created_at, updated_at, not_before,
+                  ended_at)
 SELECT n.id, %(team)s, n.kind, n.state, n.priority_class, n.priority, n.task, n.spec, n.display_name,
        n.labels, n.parent_id, n.item_index, n.item_id, n.gpus, n.gpu_type, n.size, n.max_attempts,
-       n.traceparent, n.error, n.blockers, n.items_total, n.items_failed, 1, voxfleet_now(), voxfleet_now(),
+       n.traceparent, n.error, n.blockers, n.items_total, n.items_failed, n.expected, 1, voxfleet_now(), voxfleet_now(),
        voxfleet_now(), CASE WHEN n.state = 'FAILED' THEN voxfleet_now() END
 FROM jsonb_to_recordset(%(jobs)s) AS n(id text, kind text, state text,
        priority_class smallint, priority integer, task jsonb, spec jsonb, display_name text, labels jsonb,
        parent_id text, item_index integer, item_id text, gpus real, gpu_type text, size float8,
        max_attempts integer, traceparent text, error jsonb, blockers integer, items_total integer,
-       items_failed integer);
+       items_failed integer, expected jsonb);
 
 -- name: insert_first_events
 INSERT INTO job_events (job_id, seq, team, state, attempt, message, at)
@@ -109,7 +110,7 @@ RETURNING *;
 -- name: requeue
 UPDATE jobs SET state = 'QUEUED', updated_at = voxfleet_now(), event_seq = event_seq + 1, ended_at = NULL,
   error = NULL, waiting_reason = '', not_before = voxfleet_now(), paused = false, batch_scale = 1,
-  avoid_nodes = '{}', max_attempts = attempt + %(more_attempts)s
+  avoid_nodes = '{}', expected = NULL, max_attempts = attempt + %(more_attempts)s
 WHERE id = %(job_id)s
 RETURNING *;
 
@@ -149,6 +150,3 @@ SELECT pg_advisory_xact_lock(hashtextextended('voxfleet submits of ' || %(team)s
 SELECT count(*) AS queued FROM (
   SELECT FROM jobs WHERE team = %(team)s AND state = 'QUEUED' AND kind <> 'batch' LIMIT %(limit)s
 ) AS waiting;
-
--- name: set_expected_start
-UPDATE jobs SET expected_start = %(at)s WHERE id = %(job_id)s AND attempt = 0;

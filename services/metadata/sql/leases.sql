@@ -96,7 +96,7 @@ WITH ends AS MATERIALIZED (
     delay_s float8, more_attempts integer, batch_scale real, avoid_node text, final boolean)
 ), held AS MATERIALIZED (
   SELECT e.*, j.started_at, j.worker, j.node AS at_node, j.batch_scale AS had_scale,
-    j.created_at AS asked_at, j.expected_start
+    j.created_at AS asked_at, j.expected AS foretold
   FROM jobs AS j JOIN ends AS e ON j.id = e.job_id
   WHERE j.attempt = e.attempt AND j.lease_token = e.lease_token
   ORDER BY j.id FOR UPDATE OF j
@@ -114,13 +114,13 @@ WITH ends AS MATERIALIZED (
     event_seq = jobs.event_seq + 1
   FROM held WHERE jobs.id = held.job_id
   RETURNING jobs.*, held.message, held.outcome, held.failure_class, held.error AS why, held.at_node,
-    held.started_at AS began_at, held.had_scale, held.asked_at, held.final
+    held.started_at AS began_at, held.had_scale, held.asked_at, held.foretold, held.final
 ), attempts AS (
   INSERT INTO job_attempts (job_id, attempt, team, worker, started_at, ended_at, error, kind, node, outcome,
-    failure_class, gpus, size, batch_scale, waited_s, expected_s)
+    failure_class, gpus, size, batch_scale, waited_s, expected)
   SELECT id, attempt, team, worker, began_at, voxfleet_now(), why, kind, at_node, outcome, failure_class,
     gpus, size, had_scale, extract(epoch FROM began_at - asked_at),
-    CASE WHEN attempt = 1 THEN extract(epoch FROM expected_start - asked_at) END
+    CASE WHEN attempt = 1 THEN foretold END
   FROM changed
 ), events AS (
   INSERT INTO job_events (job_id, seq, team, state, phase, attempt, message, at)

@@ -27,7 +27,7 @@ class Metadata:
             self.store, self.wakeups, LedgerSettings(lease_s=lease_s, look_s=0.05, output_ttl_s=3600)
         )
         self.jobs, self.work = self.ledger.jobs, self.ledger.work
-        self.submit = Submitter(self.store, max_attempts=3)
+        self.submit = Submitter(self.store, max_attempts=3, foretelling=self.ledger.planner)
 
     async def claim(self, worker: str, free: Mapping[str, int]) -> list[Claimed]:
         """What a worker is handed now."""

@@ -61,6 +61,17 @@ class BatchQueries(Statements):
         row = await self._row("lock_open_batch", job_id=batch)
         return job_of(row) if row else None
 
+    async def next_item(self, batch: Job) -> Job | None:
+        """The item that waits and is next."""
+        row = await self._row(
+            "next_item",
+            job_id=batch.id,
+            team=batch.team,
+            kind=str(batch.task["item_kind"]),
+            priority_class=int(batch.priority_class),
+        )
+        return job_of(row) if row else None
+
     async def set_batch_progress(self, batch: str, progress: Mapping[str, Any]) -> None:
         """Keeps a batch's rolled-up progress."""
         await self._run("batch_progress", job_id=batch, progress=Jsonb(dict(progress)))

@@ -39,6 +39,7 @@ class FleetQueries(Statements):
                 r["team"],
                 r["queued"],
                 r["size"],
+                r["gpus"],
                 r["oldest_wait_s"],
             )
             for r in await self._rows("lane_depths")
@@ -149,7 +150,8 @@ class FleetQueries(Statements):
                 duration_s=r["duration_s"],
                 succeeded=r["outcome"] == "SUCCEEDED",
                 waited_s=r["waited_s"],
-                expected_s=r["expected_s"],
+                attempt=r["attempt"],
+                expected=r["expected"],
             )
             for r in rows
         ]

@@ -26,7 +26,7 @@ from services.metadata.model.page import Page
 
 _COPIED_FROM = 100
 _FILTERS = ("state", "kind", "priority_class")
-_CHANGEABLE = frozenset({"priority", "labels", "display_name", "paused", "waiting_reason"})
+_CHANGEABLE = frozenset({"priority", "labels", "display_name", "paused", "waiting_reason", "expected"})
 
 
 class JobQueries(Statements):
@@ -179,7 +179,7 @@ class JobQueries(Statements):
         return await self._with_event(row, message)
 
     async def update_job(self, job: str, changes: Mapping[str, Any]) -> None:
-        """Changes columns of a job that are no state: priority, labels, display_name, paused."""
+        """Changes columns of a job that are no state: priority, labels, display_name, paused, expected."""
         assert changes.keys() <= _CHANGEABLE
         sets = ", ".join(f"{key} = %({key})s" for key in changes)
         values = {key: Jsonb(value) if key == "labels" else value for key, value in changes.items()}
@@ -216,10 +216,6 @@ class JobQueries(Statements):
         """How many jobs of a team wait, counted up to ``limit``."""
         row = await self._row("count_queued", team=team, limit=limit)
         return int(row["queued"]) if row else 0
-
-    async def set_expected_start(self, job: str, at: dt.datetime) -> None:
-        """Keeps when a job was expected to begin, to be held against when it does."""
-        await self._run("set_expected_start", job_id=job, at=at)
 
     async def _with_event(self, row: Row | None, message: str) -> Job:
         assert row is not None

@@ -73,7 +73,6 @@ def job_of(row: Row) -> Job:
         yield_asked=row["yield_asked"],
         queue_key=row["queue_key"],
         lease_token=str(row["lease_token"] or ""),
-        expected_start=row["expected_start"],
         counts=_counts(row) if row["kind"] == "batch" else {},
     )
 
@@ -143,6 +142,7 @@ def new_row(job: NewJob) -> Row:
         "blockers": 0,
         "items_total": job.items_total,
         "items_failed": job.items_failed,
+        "expected": None if job.expected is None else dict(job.expected),
     }
 
 

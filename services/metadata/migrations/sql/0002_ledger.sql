@@ -21,7 +21,7 @@ ALTER TABLE jobs
   ADD items_succeeded integer NOT NULL DEFAULT 0,
   ADD items_failed    integer NOT NULL DEFAULT 0,
   ADD items_cancelled integer NOT NULL DEFAULT 0,
-  ADD expected_start  timestamptz,
+  ADD expected        jsonb,
   ADD CHECK (priority BETWEEN -100 AND 100);
 ALTER SEQUENCE job_seq OWNED BY jobs.seq;
 -- The order within a lane (kind, class, team): priority first, then order of submission. One number, so that
@@ -77,7 +77,7 @@ ALTER TABLE job_attempts
   ADD size          double precision NOT NULL DEFAULT 0,
   ADD batch_scale   real NOT NULL DEFAULT 1,
   ADD waited_s      double precision NOT NULL DEFAULT 0,
-  ADD expected_s    double precision;
+  ADD expected      jsonb;
 -- Attempts are written in the order of their ends: a block range index finds the recent ones for nothing.
 CREATE INDEX job_attempts_recent ON job_attempts USING brin (ended_at) WITH (pages_per_range = 16, autosummarize = on);
 ALTER TABLE job_attempts SET (autovacuum_vacuum_insert_scale_factor = 0.05);
