@@ -66,6 +66,9 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
         "ResumeJob": Backend.METADATA,
         "RetryJob": Backend.METADATA,
         "UpdateJob": Backend.METADATA,
+        "CreateWebhook": Backend.METADATA,
+        "ListWebhooks": Backend.METADATA,
+        "DeleteWebhook": Backend.METADATA,
         "ExplainJob": Backend.METADATA,
     },
     "FleetService": {
@@ -76,6 +79,7 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
         "GetUsage": Backend.METADATA,
         "DrainNode": Backend.METADATA,
         "ResumeNode": Backend.METADATA,
+        "PlanRetention": Backend.METADATA,
     },
     "TrustService": {
         "CreateTeam": Backend.METADATA,

@@ -57,6 +57,7 @@ def pool_plans(settings: InferenceSettings) -> tuple[PoolPlan, PoolPlan]:
         idle_s=settings.idle_s,
         start_limit_s=settings.start_limit_s,
         reserved=1,
+        gpus_each=settings.f5_gpus,
     )
     rvc = PoolPlan(
         Role.RVC,
@@ -64,6 +65,7 @@ def pool_plans(settings: InferenceSettings) -> tuple[PoolPlan, PoolPlan]:
         max(settings.rvc_most, settings.rvc_least),
         idle_s=settings.idle_s,
         start_limit_s=settings.start_limit_s,
+        gpus_each=settings.rvc_gpus,
     )
     return f5, rvc
 
@@ -111,7 +113,7 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
         node=socket.gethostname(),
         version=VERSION,
     )
-    worker = Worker(ledger, jobs, jobs.capacity)
+    worker = Worker(ledger, jobs, jobs.capacity, orders=jobs.obey)
     for pool in (f5, rvc):
         pool.on_change(worker.wake)
     synthesis = Synthesis(f5, catalog)
@@ -190,13 +192,14 @@ async def follow_nodes(jobs: Jobs, executor: RayExecutor) -> None:
 async def ready_when(server: RpcServer, f5: Pool, rvc: Pool) -> None:
     """Says that the service may be used once each pool that is kept has a replica.
 
-    One whose bundle is not stored yet counts too: that bundle may be brought in through this service.
+    One whose bundle is not stored yet counts too: that bundle may be brought in through this service. So does
+    one whose GPUs are lent to trainings.
     """
     done = asyncio.Event()
 
     def has_come(pool: Pool) -> bool:
         missing = not pool.has_weights and pool.broken is not None
-        return pool.facts is not None or pool.plan.least == 0 or missing
+        return pool.facts is not None or pool.allowed.least == 0 or missing
 
     def look() -> None:
         if has_come(f5) and has_come(rvc):

@@ -57,7 +57,7 @@ class EngineFacts:
         device: ``cuda`` or ``cpu``.
         slots: calls that it takes at once.
         batch: items that it speaks in one call.
-        node: where it runs.
+        node: where it runs, as the ledger calls it; of an engine that cannot tell, its host.
         pid: its process there.
         characters: the single characters that its weights know (F5).
     """
@@ -110,10 +110,14 @@ class SpeakItems:
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """Turn one recording into a trained voice, for the job ``job``."""
+    """Turn one recording into a trained voice, for the job ``job``.
+
+    ``share`` is of the usual length of a chunk, worked on at a time: below 1 after a lack of memory.
+    """
 
     job: str
     task: ConvertTask
+    share: float = 1.0
 
 
 Request = StreamSpeech | SpeakItems | Convert

@@ -47,8 +47,8 @@ class Engine(Protocol):
 class Executor(Protocol):
     """Where replicas run."""
 
-    def start(self, spec: EngineSpec) -> Engine:
-        """Begins a replica; returns before it is placed."""
+    def start(self, spec: EngineSpec, avoid: frozenset[str] = frozenset()) -> Engine:
+        """Begins a replica on any node but those named; returns before it is placed."""
 
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """The machines it sees."""

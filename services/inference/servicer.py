@@ -95,7 +95,7 @@ class VoiceServicer:
     async def CreateVoice(self, request: voice_pb2.CreateVoiceRequest, context: Context) -> voice_pb2.Voice:
         """Makes a zero-shot voice; see the proto."""
         for number, clip in enumerate(request.voice.references):
-            check_transcript(clip.text, self._f5.facts, field=f"voice.references[{number}].text")
+            check_transcript(clip.text, self._f5.last_facts, field=f"voice.references[{number}].text")
         return await self._metadata.CreateVoice(request, timeout=context.time_remaining() or _TIMEOUT_S)
 
 

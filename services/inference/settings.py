@@ -38,6 +38,6 @@ class InferenceSettings(ServiceSettings):
     idle_s: float = Field(300.0, gt=0, description="until an idle replica above the least is stopped")
     start_limit_s: float = Field(900.0, gt=0, description="how long a replica may take to load")
     stop_grace_s: float = Field(
-        10.0, gt=0, description="for a stopped call to end; then its replica is replaced"
+        2.5, gt=0, description="for a stopped call to end; then its replica is replaced"
     )
     bundle_refresh_s: float = Field(15.0, gt=0, description="between two looks at what is stored")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from importlib import metadata as distributions
 
 from prometheus_client import Gauge
@@ -11,24 +12,33 @@ from prometheus_client import Gauge
 import voxfleet.internal.v1.identity_pb2
 import voxfleet.v1.trust_pb2  # noqa: F401 - its descriptors are looked up by name
 from services.common import telemetry
+from services.common.artifacts.minio_store import MinioArtifactStore
+from services.common.artifacts.settings import S3Settings
 from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.rpc.handlers import servicer_handlers
 from services.common.rpc.interceptors import service_authenticator
 from services.common.rpc.server import RpcServer, run_service, run_until_stopped
 from services.metadata import migrate
+from services.metadata.adapters.http_sender import HttpSender
 from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
+from services.metadata.adapters.stored_bytes import ThreadedBytes
 from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles
 from services.metadata.app.fleet import Fleet
 from services.metadata.app.identity import Identity
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.ledger import Ledger, LedgerSettings
+from services.metadata.app.retention import Retention
 from services.metadata.app.submit import Submitter
 from services.metadata.app.voices import Voices
+from services.metadata.app.webhooks import Outbox, Webhooks, WebhookSettings
+from services.metadata.model.retention import RetentionSettings
 from services.metadata.servicers.fleet import FleetServicer
 from services.metadata.servicers.internal import CatalogServicer, IdentityServicer
 from services.metadata.servicers.jobs import JobServicer, SubmitServicer
 from services.metadata.servicers.resources import AudioServicer, TrustServicer, VoiceServicer
+from services.metadata.servicers.retention import RetentionServicer
+from services.metadata.servicers.webhooks import WebhookServicer
 from services.metadata.servicers.work import WorkServicer
 from services.metadata.settings import MetadataSettings
 
@@ -41,10 +51,13 @@ OLDEST = Gauge(
 )
 
 
-async def serve(settings: MetadataSettings) -> None:
+async def serve(settings: MetadataSettings, s3: S3Settings | None) -> None:
     """Builds the service and runs it until SIGTERM."""
     await _schema(settings)
-    store = PostgresStore(settings.database_url, pool_size=settings.pool_size)
+    stored = ThreadedBytes(MinioArtifactStore(s3)) if s3 is not None else None
+    store = PostgresStore(
+        settings.database_url, pool_size=settings.pool_size, stored=stored.exists if stored else None
+    )
     wakeups = PostgresWakeups(settings.database_url)
     ledger = Ledger(
         store,
@@ -55,6 +68,26 @@ async def serve(settings: MetadataSettings) -> None:
             refresh_s=settings.claim_poll_s,
             keep_checkpoints=settings.keep_checkpoints,
             output_ttl_s=settings.output_ttl_s,
+            guaranteed_run_s=settings.guaranteed_run_s,
+        ),
+    )
+    webhooks = WebhookSettings(
+        allow_private=settings.webhook_allow_private,
+        timeout_s=settings.webhook_timeout_s,
+        slots=settings.webhook_slots,
+    )
+    sender = HttpSender(allow_private=settings.webhook_allow_private)
+    outbox = Outbox(store, sender, webhooks)
+    retention = Retention(
+        store,
+        stored,
+        RetentionSettings(
+            policy=settings.retention_policy,
+            retain_jobs_s=settings.retain_jobs_s,
+            second_look_s=settings.second_look_s,
+            orphan_grace_s=settings.orphan_grace_s,
+            sweep_s=settings.retention_s,
+            orphans_s=settings.orphans_s,
         ),
     )
     audios = Audios(store, upload_ttl_s=settings.upload_ttl_s)
@@ -73,7 +106,9 @@ async def serve(settings: MetadataSettings) -> None:
         ("voxfleet.v1.VoiceService", submit),
         ("voxfleet.v1.SynthesisService", submit),
         ("voxfleet.v1.JobService", JobServicer(ledger.jobs)),
+        ("voxfleet.v1.JobService", WebhookServicer(Webhooks(store, webhooks))),
         ("voxfleet.v1.FleetService", FleetServicer(Fleet(store), distributions.version("voxfleet"))),
+        ("voxfleet.v1.FleetService", RetentionServicer(retention)),
         ("voxfleet.v1.TrustService", TrustServicer(identity)),
     ]
     server = RpcServer(
@@ -82,9 +117,10 @@ async def serve(settings: MetadataSettings) -> None:
         service_authenticator(settings.service_token),
         services=sorted({name for name, _ in servicers}),
     )
+    measuring = _measure(ledger.jobs, settings.sweep_s)
     loops = [
         asyncio.create_task(loop)
-        for loop in (wakeups.run(), ledger.run(), _measure(ledger.jobs, settings.sweep_s))
+        for loop in (wakeups.run(), ledger.run(), outbox.run(), retention.run(), measuring)
     ]
 
     async def stop() -> None:
@@ -95,6 +131,9 @@ async def serve(settings: MetadataSettings) -> None:
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await sender.close()
+        if stored is not None:
+            stored.close()
         await store.close()
         telemetry.flush_traces()
 
@@ -140,7 +179,8 @@ def main() -> None:
     settings = MetadataSettings()  # type: ignore[call-arg]
     telemetry.configure_logging("metadata", settings.log_level, as_json=settings.log_json)
     telemetry.configure_tracing("metadata", settings.otlp_endpoint)
-    run_service(serve(settings))
+    s3 = S3Settings() if os.environ.get("VOXFLEET_S3_ENDPOINT") else None  # type: ignore[call-arg]
+    run_service(serve(settings, s3))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ TEST_SETTINGS = {
     "VOXFLEET_LEASE_S": "4",
     "VOXFLEET_CHECKPOINT_S": "2",
     "VOXFLEET_UPLOAD_PART_BYTES": str(256 * 1024),
+    # A test's receiver is on loopback.
+    "VOXFLEET_WEBHOOK_ALLOW_PRIVATE": "true",
 }
 
 

@@ -4,6 +4,7 @@
 ``teams/{team}/sha256/{aa}/{sha256}``                  committed content; the name is its hash
 ``teams/{team}/staging/{upload_id}/{offset:016d}``     parts of an upload that is not complete
 ``teams/{team}/work/{job_id}/{attempt}/{name}``        checkpoints and other files of one attempt
+``teams/{team}/archive/jobs/{day}/{hash}.jsonl.gz``    finished jobs, written by retention
 ``bundles/{name}/{file}``                              weights, shared by all teams
 =====================================================  ==================================================
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 
 import grpc
 
@@ -15,13 +16,16 @@ from services.common.jobs.model import (
     Checkpoint,
     Fence,
     FleetOrders,
+    GpuFacts,
     HeartbeatAck,
     Lease,
     Message,
     Outcome,
+    PoolState,
     Progress,
     Released,
     StopKind,
+    TrainingGpus,
     UnreadableLease,
 )
 from services.common.jobs.ports import WorkStream
@@ -160,6 +164,8 @@ class _GrpcWorkStream:
                     nodes=nodes,
                     default_bundle=capacity.default_bundle,
                     leases_seen=leases_seen,
+                    trainings=[work_pb2.TrainingGpus(**asdict(one)) for one in capacity.gpus.trainings],
+                    pools=[work_pb2.PoolState(**asdict(pool)) for pool in capacity.gpus.pools],
                 )
             )
         )
@@ -216,6 +222,29 @@ def blob_to_proto(blob: Blob) -> work_pb2.BlobRef:
 def blob_from_proto(blob: work_pb2.BlobRef) -> Blob:
     """The blob from the wire."""
     return Blob(key=blob.key, sha256=blob.sha256, size_bytes=blob.size_bytes, media_type=blob.media_type)
+
+
+def gpu_facts_from_proto(capacity: work_pb2.WorkerCapacity) -> GpuFacts:
+    """The GPU facts from the wire."""
+    return GpuFacts(
+        tuple(TrainingGpus(one.job_id, round(one.gpus), one.node, one.held_s) for one in capacity.trainings),
+        tuple(
+            PoolState(
+                name=pool.name,
+                gpus_each=pool.gpus_each,
+                places_each=pool.places_each,
+                least=pool.least,
+                most=pool.most,
+                held_gpus=pool.held_gpus,
+                streams_waiting=pool.streams_waiting,
+                streams_running=pool.streams_running,
+                begun=pool.begun,
+                streams_waited_s=pool.streams_waited_s,
+                since_begin_s=pool.since_begin_s,
+            )
+            for pool in capacity.pools
+        ),
+    )
 
 
 def progress_to_proto(progress: Progress) -> job_pb2.JobProgress:

@@ -100,15 +100,6 @@ Message = Lease | UnreadableLease | HeartbeatAck | FleetOrders | tuple[Fence, St
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """What a worker could take now, by job kind, and the Ray nodes that it sees."""
-
-    free: Mapping[str, int]
-    nodes: tuple[NodeFacts, ...] = ()
-    default_bundle: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """A node of the Ray cluster."""
 
@@ -119,6 +110,70 @@ class NodeFacts:
     cpus: float
     virtual_gpus: bool
     gpu_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGpus:
+    """What a running training has of the GPUs; how long it has is no difference between two.
+
+    Args:
+        job_id: whose.
+        gpus: that it holds or will ask for; 0 where it needs none any more.
+        node: where it holds them; empty where it does not.
+        held_s: for how long it has.
+    """
+
+    job_id: str
+    gpus: int
+    node: str = ""
+    held_s: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What a pool of replicas holds, and the streamed requests that no job stands for.
+
+    Args:
+        name: as grants name it.
+        gpus_each: share of a GPU of one replica; 0 where it needs none.
+        places_each: jobs that a replica runs at once.
+        least, most: replicas, by setting.
+        held_gpus: what its replicas hold on nodes that are not drained.
+        streams_waiting, streams_running: streamed requests without a slot, and with one.
+        begun: calls so far.
+        streams_waited_s: for how long the oldest of those that wait has.
+        since_begin_s: since the last call began; negative where none did.
+    """
+
+    name: str
+    gpus_each: float
+    places_each: int = 1
+    least: int = 1
+    most: int = 1
+    held_gpus: float = 0.0
+    streams_waiting: int = 0
+    streams_running: int = 0
+    begun: int = 0
+    streams_waited_s: float = field(default=0.0, compare=False)
+    since_begin_s: float = field(default=-1.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """Who of a worker's has GPUs: what the scheduler divides them by."""
+
+    trainings: tuple[TrainingGpus, ...] = ()
+    pools: tuple[PoolState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a worker could take now, by job kind, and the Ray nodes that it sees."""
+
+    free: Mapping[str, int]
+    nodes: tuple[NodeFacts, ...] = ()
+    default_bundle: str = ""
+    gpus: GpuFacts = field(default_factory=GpuFacts)
 
 
 @dataclass(frozen=True, slots=True)

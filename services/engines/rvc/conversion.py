@@ -29,6 +29,7 @@ from services.engines.rvc.voice import Voice
 CHUNK_FRAMES = 1000
 """Aim of a chunk, in content frames: 20 s."""
 _SEARCH_FRAMES = 200
+_LEAST_SCALE = 0.1
 _PAD_FRAMES = 50
 _FADE_FRAMES = 1
 _LEVEL_WINDOW_S = 0.02
@@ -51,6 +52,7 @@ class ConvertParams:
         f0_method: in place of the voice's own.
         speaker: row of the speaker table, for community voices with several.
         seed: the same seed gives the same samples on the same machine.
+        chunk_scale: share of the usual length of a chunk, after a lack of memory; down to a tenth.
     """
 
     pitch_shift: float = 0.0
@@ -61,6 +63,7 @@ class ConvertParams:
     f0_method: str | None = None
     speaker: int = 0
     seed: int = 0
+    chunk_scale: float = 1.0
 
     def __post_init__(self) -> None:
         limits = (
@@ -69,6 +72,7 @@ class ConvertParams:
             ("filter_radius", 0, 7),
             ("rms_mix_rate", 0, 1),
             ("protect", 0, 0.5),
+            ("chunk_scale", 0, 1),
         )
         for name, low, high in limits:
             if not low <= getattr(self, name) <= high:
@@ -92,7 +96,7 @@ def convert(
         rate_hz: of ``samples``.
         params: the defaults where not given.
         on_progress: called with the share done, 0..1, after each chunk.
-        should_stop: polled before each chunk.
+        should_stop: polled before each chunk and between its steps.
 
     Returns:
         Samples ``[round(n * model rate / rate_hz)]`` within ±0.99, and the model's rate.
@@ -113,13 +117,12 @@ def convert(
     padded = _pad_reflecting(fit_length(source, frames * FRAME_SAMPLES), _PAD_FRAMES * FRAME_SAMPLES)
     out = np.zeros((frames + _FADE_FRAMES) * per_frame, np.float32)
     ramp = np.linspace(0.0, 1.0, _FADE_FRAMES * per_frame, dtype=np.float32)
-    spans = chunk_spans(source, frames)
+    spans = chunk_spans(source, frames, scale=params.chunk_scale)
     for number, (first, last) in enumerate(spans):
-        if should_stop():
-            raise stopped("converting")
+        _check(should_stop)
         # One padded window: index 0 of it is content frame first - PAD.
         window = padded[first * FRAME_SAMPLES : (last + 2 * _PAD_FRAMES) * FRAME_SAMPLES]
-        made = _convert_window(voice, tracker, window, params, number)
+        made = _convert_window(voice, tracker, window, params, number, should_stop=should_stop)
         begin = _PAD_FRAMES * per_frame
         made = made[begin : begin + (last - first + _FADE_FRAMES) * per_frame]
         place = out[first * per_frame : (last + _FADE_FRAMES) * per_frame]
@@ -142,11 +145,19 @@ def convert(
 
 
 def _convert_window(
-    voice: Voice, tracker: pitch.F0Method, window: Floats, params: ConvertParams, number: int
+    voice: Voice,
+    tracker: pitch.F0Method,
+    window: Floats,
+    params: ConvertParams,
+    number: int,
+    *,
+    should_stop: ShouldStop,
 ) -> Floats:
     content = voice.encoder.encode(window)
+    _check(should_stop)
     frames = 2 * len(content)
     f0_hz = pitch.smooth(tracker.track(window, frames), params.filter_radius)
+    _check(should_stop)
     f0_hz = pitch.shift(f0_hz, params.pitch_shift)
     features = repeat_frames(content, frames)
     if voice.retrieval is not None and params.index_rate > 0:
@@ -176,16 +187,26 @@ def _convert_window(
         ) from error
 
 
-def chunk_spans(source: Floats, frames: int) -> list[tuple[int, int]]:
-    """Tile ``0..frames`` with chunks of about 20 s, cut at the quietest frame within 4 s of the aim."""
-    if frames <= CHUNK_FRAMES + _SEARCH_FRAMES:
+def _check(should_stop: ShouldStop) -> None:
+    if should_stop():
+        raise stopped("converting")
+
+
+def chunk_spans(source: Floats, frames: int, *, scale: float = 1.0) -> list[tuple[int, int]]:
+    """Tile ``0..frames`` with chunks of about 20 s, cut at the quietest frame within 4 s of the aim.
+
+    Both times are multiplied by ``scale``, at least a tenth.
+    """
+    scale = max(scale, _LEAST_SCALE)
+    length, search = round(CHUNK_FRAMES * scale), round(_SEARCH_FRAMES * scale)
+    if frames <= length + search:
         return [(0, frames)]
     levels = frame_levels(source, round(_LEVEL_WINDOW_S * CONTENT_RATE_HZ), FRAME_SAMPLES)
     spans: list[tuple[int, int]] = []
     begin = 0
-    while frames - begin > CHUNK_FRAMES + _SEARCH_FRAMES:
-        aim = begin + CHUNK_FRAMES
-        cut = aim - _SEARCH_FRAMES + int(np.argmin(levels[aim - _SEARCH_FRAMES : aim + _SEARCH_FRAMES]))
+    while frames - begin > length + search:
+        aim = begin + length
+        cut = aim - search + int(np.argmin(levels[aim - search : aim + search]))
         spans.append((begin, cut))
         begin = cut
     return [*spans, (begin, frames)]

@@ -7,9 +7,9 @@ GPU for nobody. Control calls (health, stop) have threads of their own, beside w
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any, cast
@@ -24,7 +24,7 @@ from services.common.jobs.model import NodeFacts
 from services.common.names import new_id
 from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
-from services.common.rayrt.nodes import node_facts
+from services.common.rayrt.nodes import node_facts, node_names, not_on
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
 from services.inference.engine.running import Body, Calls
 from services.inference.model import Role
@@ -84,7 +84,8 @@ class EngineActor:
         body = _build(self._spec, self._plan, self._settings)
         failed = Reason.SYNTHESIS_FAILED if self._spec.role is Role.F5 else Reason.CONVERSION_FAILED
         self._calls = Calls(body, failed)
-        return body.facts
+        # Ray's id of it; what the ledger calls it is known to the driver.
+        return replace(body.facts, node=ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="control")
     def check(self) -> bool:
@@ -131,8 +132,9 @@ class RayExecutor:
         self._plans = plans
         self._settings = settings
         self._actor = cast("Any", ray.remote)(concurrency_groups={"control": 2})(EngineActor)
+        self._names: dict[str, str] = {}
 
-    def start(self, spec: EngineSpec) -> RayEngine:
+    def start(self, spec: EngineSpec, avoid: frozenset[str] = frozenset()) -> RayEngine:
         """See :class:`services.inference.ports.Executor`."""
         plan = self._plans[spec.role]
         threads = str(plan.threads)
@@ -140,6 +142,8 @@ class RayExecutor:
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
             max_concurrency=_THREADS,
+            # A node that Ray has not shown us yet is not known to be drained either: it is left once ready.
+            label_selector=not_on([node_id for node_id, name in self._names.items() if name in avoid]),
             max_restarts=0,
             max_task_retries=0,
             runtime_env={
@@ -151,14 +155,26 @@ class RayExecutor:
                 }
             },
         ).remote(spec, plan, self._settings)
-        return RayEngine(handle)
+        return RayEngine(handle, self._name_of)
 
     async def nodes(self) -> tuple[NodeFacts, ...]:
         """See :class:`services.inference.ports.Executor`."""
         try:
-            return await in_thread(node_facts, _NODES_S)
+            facts = await in_thread(node_facts, _NODES_S)
+            self._names = await in_thread(_names, _NODES_S)
         except Exception as error:
             raise from_ray(error) from error
+        return facts
+
+    async def _name_of(self, node_id: str) -> str:
+        """What the ledger calls a node of Ray's. Errors: WORKER_LOST."""
+        if node_id not in self._names:
+            await self.nodes()
+        return self._names.get(node_id, node_id)
+
+
+def _names() -> dict[str, str]:
+    return node_names(cast("Any", ray.nodes)())
 
 
 class RayEngine:
@@ -166,14 +182,17 @@ class RayEngine:
 
     Args:
         handle: of the actor.
+        name_of: what the ledger calls a node of Ray's.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, name_of: Callable[[str], Awaitable[str]]) -> None:
         self._handle = handle
+        self._name_of = name_of
 
     async def ready(self) -> EngineFacts:
         """See :class:`services.inference.ports.Engine`."""
-        return cast("EngineFacts", await _answer(self._handle.ready.remote()))
+        facts = cast("EngineFacts", await _answer(self._handle.ready.remote()))
+        return replace(facts, node=await self._name_of(facts.node))
 
     async def check(self) -> None:
         """See :class:`services.inference.ports.Engine`."""

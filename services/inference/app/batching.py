@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.common.errors import Reason, VoxfleetError, internal
+from services.common.errors import FailureClass, Reason, VoxfleetError, internal
 from services.common.jobs.tasks import SpeakTask
-from services.inference.app.pool import Pool, Running
+from services.inference.app.members import GpusLentError, Running
+from services.inference.app.pool import Pool
 from services.inference.calls import Advance, EngineFacts, Made, Refused, SpeakItems, SpeechItem
 from services.inference.model import Rank
 
@@ -19,6 +20,7 @@ class _Item:
     check: Callable[[EngineFacts], None]
     advance: Callable[[Advance], None]
     made: asyncio.Future[Made]
+    share: float = 1.0
     group: asyncio.Task[None] | None = None
     lost: bool = False
 
@@ -43,6 +45,7 @@ class SpeechBatcher:
         *,
         check: Callable[[EngineFacts], None],
         advance: Callable[[Advance], None],
+        share: float = 1.0,
     ) -> Made:
         """One item's audio, in the store. Cancelling it stops its group once nobody wants the rest.
 
@@ -51,10 +54,13 @@ class SpeechBatcher:
             task: what to speak; its seed is not 0.
             check: raises where the weights cannot speak it.
             advance: told how far it is.
+            share: of the usual number of texts to be spoken together with it: below 1 after a lack of memory.
 
-        Errors: the engine's own for this item; WORKER_LOST where two replicas died under it.
+        Errors: the engine's own for this item; WORKER_LOST where two replicas died under it. GpusLentError
+        where the pool lost its GPUs before it was begun.
         """
-        item = _Item(SpeechItem(job, task), check, advance, asyncio.get_running_loop().create_future())
+        made: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        item = _Item(SpeechItem(job, task), check, advance, made, share)
         self._enqueue(item)
         try:
             return await item.made
@@ -91,7 +97,7 @@ class SpeechBatcher:
         def take(facts: EngineFacts) -> SpeakItems | None:
             self._groups_waiting -= 1
             self._groups[group] = taken
-            while self._waiting and len(taken) < facts.batch:
+            while self._waiting and len(taken) < _most_with(self._waiting[0], taken, facts.batch):
                 item = self._waiting.pop(0)
                 try:
                     item.check(facts)
@@ -107,6 +113,11 @@ class SpeechBatcher:
             async with self._pool.call(take, Rank.BATCH) as running:
                 if running is not None:
                     await _follow(running, taken)
+        except GpusLentError as error:
+            self._groups_waiting -= 1
+            waiting, self._waiting = self._waiting, []
+            for item in waiting:
+                _fail(item, error)
         except VoxfleetError as error:
             self._after(error, taken)
         except Exception as error:
@@ -124,6 +135,11 @@ class SpeechBatcher:
                 _fail(item, error)
 
 
+def _most_with(item: _Item, taken: list[_Item], batch: int) -> int:
+    """How many texts a group may have that has this one as well."""
+    return max(1, int(batch * min(one.share for one in [item, *taken])))
+
+
 async def _follow(running: Running, taken: list[_Item]) -> None:
     async for event in running.events():
         match event:
@@ -133,11 +149,13 @@ async def _follow(running: Running, taken: list[_Item]) -> None:
                 if not taken[index].made.done():
                     taken[index].made.set_result(event)
             case Refused(error=error, item=index):
+                if error.failure is FailureClass.RESOURCE:
+                    error.metadata.setdefault("node", running.facts.node)
                 _fail(taken[index], error)
     for item in taken:
         _fail(item, internal("the engine ended without an answer"))
 
 
-def _fail(item: _Item, error: VoxfleetError) -> None:
+def _fail(item: _Item, error: VoxfleetError | GpusLentError) -> None:
     if not item.made.done():
         item.made.set_exception(error)

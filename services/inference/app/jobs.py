@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.common.errors import Kind, Reason, VoxfleetError, internal
@@ -14,9 +15,12 @@ from services.common.jobs.model import (
     AttemptStopped,
     AudioOutput,
     Capacity,
+    FleetOrders,
+    GpuFacts,
     NodeFacts,
     Outcome,
     Progress,
+    Released,
     Succeeded,
 )
 from services.common.jobs.tasks import BatchTask, ConvertTask, PullBundleTask, SpeakTask, TrainTask
@@ -25,6 +29,7 @@ from services.inference import metrics
 from services.inference.app.batching import SpeechBatcher
 from services.inference.app.bundles import Bundles
 from services.inference.app.languages import check_language
+from services.inference.app.members import GpusLentError
 from services.inference.app.pool import Pool
 from services.inference.calls import Advance, Convert, Made, Refused
 from services.inference.model import Rank
@@ -60,7 +65,14 @@ class Jobs:
         self._bundles = bundles
         self._batcher = SpeechBatcher(f5)
         self._running: Counter[str] = Counter()
+        self._drained: frozenset[str] = frozenset()
         self.nodes: tuple[NodeFacts, ...] = ()
+
+    def obey(self, orders: FleetOrders) -> None:
+        """Heeds operators and the scheduler: the pools leave drained nodes and keep to their grants."""
+        self._drained = orders.drained_nodes
+        for pool in (self._f5, self._rvc):
+            pool.obey(orders.drained_nodes, orders.grants.get(pool.plan.role.value))
 
     def capacity(self) -> Capacity:
         """What could be taken now."""
@@ -70,21 +82,36 @@ class Jobs:
             "bundle.pull": _PULLS_AT_ONCE,
         }
         free = {kind: max(0, most - self._running[kind]) for kind, most in places.items()}
-        return Capacity(free, self.nodes, self._bundles.default_name)
+        return Capacity(
+            free,
+            tuple(self._shown(node) for node in self.nodes),
+            self._bundles.default_name,
+            GpuFacts(pools=(self._f5.state, self._rvc.state)),
+        )
+
+    def _shown(self, node: NodeFacts) -> NodeFacts:
+        """A node as the ledger is told of it: a drained one says whether any replica is left there."""
+        if node.state != "alive" or node.name not in self._drained:
+            return node
+        gone = self._f5.left(node.name) and self._rvc.left(node.name)
+        return replace(node, state="drained" if gone else "draining")
 
     async def __call__(self, attempt: Attempt) -> Outcome:
         """Does the work of one lease; see :mod:`services.common.jobs.worker`."""
         task = attempt.lease.task
-        with self._counted(task.kind):
-            match task:
-                case SpeakTask():
-                    return await _until_stopped(attempt, self._speak(attempt, task))
-                case ConvertTask():
-                    return await _until_stopped(attempt, self._convert(attempt, task))
-                case PullBundleTask():
-                    return await _until_stopped(attempt, self._pull(attempt, task))
-                case TrainTask() | BatchTask():
-                    raise internal(f"a job of kind {task.kind} was leased to the inference service")
+        try:
+            with self._counted(task.kind):
+                match task:
+                    case SpeakTask():
+                        return await _until_stopped(attempt, self._speak(attempt, task))
+                    case ConvertTask():
+                        return await _until_stopped(attempt, self._convert(attempt, task))
+                    case PullBundleTask():
+                        return await _until_stopped(attempt, self._pull(attempt, task))
+                    case TrainTask() | BatchTask():
+                        raise internal(f"a job of kind {task.kind} was leased to the inference service")
+        except GpusLentError:
+            return Released("trainings have the GPUs just now")
 
     async def _speak(self, attempt: Attempt, task: SpeakTask) -> Succeeded:
         if not task.parameters.seed:
@@ -95,15 +122,16 @@ class Jobs:
             task,
             check=lambda facts: check_language(task.parameters.language, task.voice.languages, facts),
             advance=_reporter(attempt),
+            share=attempt.lease.batch_scale,
         )
         return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
 
     async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
-        request = Convert(attempt.lease.job, task)
+        request = Convert(attempt.lease.job, task, attempt.lease.batch_scale)
         advance = _reporter(attempt)
         for last in (False, True):
             try:
-                made = await self._convert_once(request, advance)
+                made = await self._convert_once(request, advance, attempt.lease.avoid_nodes)
             except VoxfleetError as error:
                 if last or error.reason is not Reason.WORKER_LOST:
                     raise
@@ -112,8 +140,10 @@ class Jobs:
                 return _succeeded(made, "rvc", task.voice.name, name, task.audio.name)
         raise AssertionError("unreachable")
 
-    async def _convert_once(self, request: Convert, advance: Callable[[Advance], None]) -> Made:
-        async with self._rvc.call(lambda _: request, Rank.CONVERSION) as running:
+    async def _convert_once(
+        self, request: Convert, advance: Callable[[Advance], None], avoid: Collection[str]
+    ) -> Made:
+        async with self._rvc.call(lambda _: request, Rank.CONVERSION, avoid=avoid) as running:
             assert running is not None
             async for event in running.events():
                 match event:
@@ -143,7 +173,8 @@ class Jobs:
         try:
             yield
         except BaseException as error:
-            outcome = "cancelled" if isinstance(error, AttemptStopped) else metrics.outcome_of(error)
+            gone = isinstance(error, AttemptStopped | GpusLentError)
+            outcome = "cancelled" if gone else metrics.outcome_of(error)
             metrics.CALLS.labels(engine, kind, outcome).inc()
             raise
         else:

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
-from services.common.errors import Kind, Reason, VoxfleetError, internal, unavailable
+from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, internal, unavailable
+from services.common.jobs.model import PoolState
 from services.inference import metrics
-from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+from services.inference.app.members import GpusLentError, Member, Running, Ticket
+from services.inference.calls import EngineFacts, EngineSpec, Request
 from services.inference.model import (
     Drain,
     PoolPlan,
@@ -31,66 +32,13 @@ from services.inference.model import (
     places,
     reconcile,
 )
-from services.inference.ports import Call, Engine, Executor
+from services.inference.ports import Call, Executor
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _SMOOTHING = 0.2
-
-
-@dataclass(eq=False)
-class _Member:
-    """A replica that is kept: what is seen of it, and the process itself."""
-
-    number: int
-    generation: int
-    engine: Engine
-    since_s: float
-    checked_s: float
-    state: ReplicaState = ReplicaState.STARTING
-    facts: EngineFacts | None = None
-    busy: int = 0
-    missed: int = 0
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def seen(self) -> Replica:
-        slots = self.facts.slots if self.facts is not None else 0
-        return Replica(self.number, self.generation, self.state, slots, self.busy, self.since_s, self.missed)
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A request that waits for a slot."""
-
-    number: int
-    rank: Rank
-    given: asyncio.Future[_Member]
-
-
-class Running:
-    """A call in its slot.
-
-    Args:
-        facts: of the replica that runs it.
-        waited_s: for the slot.
-    """
-
-    def __init__(self, call: Call, facts: EngineFacts, waited_s: float) -> None:
-        self._call = call
-        self.facts = facts
-        self.waited_s = waited_s
-        self.ended = False
-
-    async def events(self) -> AsyncGenerator[Event]:
-        """What the engine sends; see :meth:`ports.Call.events`."""
-        try:
-            async for event in self._call.events():
-                yield event
-        except VoxfleetError:
-            self.ended = True
-            raise
-        self.ended = True
+_OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
 
 
 class Pool:
@@ -123,14 +71,20 @@ class Pool:
         self._stop_grace_s = stop_grace_s
         self._spec: EngineSpec | None = None
         self._generation = 0
-        self._members: dict[int, _Member] = {}
-        self._tickets: list[_Ticket] = []
+        self._members: dict[int, Member] = {}
+        self._tickets: list[Ticket] = []
         self._started = 0
         self._asked = 0
         self._failures = 0
         self._start_from_s = 0.0
         self._broken: VoxfleetError | None = None
         self._call_s = 1.0
+        self._granted: float | None = None
+        self._drained: frozenset[str] = frozenset()
+        self._newest: EngineFacts | None = None
+        self._streams = 0
+        self._begun = 0
+        self._begun_s: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
 
@@ -148,6 +102,44 @@ class Pool:
         return max(ready, key=lambda member: member.number).facts if ready else None
 
     @property
+    def last_facts(self) -> EngineFacts | None:
+        """Of the newest replica that ever was ready: what its weights are holds while its GPUs are lent."""
+        return self._newest
+
+    @property
+    def allowed(self) -> PoolPlan:
+        """The plan within what is granted."""
+        return self.plan.within(self._granted)
+
+    @property
+    def state(self) -> PoolState:
+        """What it holds and has to do, as the scheduler is told of it."""
+        now_s = self._clock()
+        each = self.plan.gpus_each
+        held = [replica for replica in self.replicas if replica.node not in self._drained]
+        interactive = [ticket for ticket in self._tickets if ticket.rank is Rank.INTERACTIVE]
+        streams = [ticket for ticket in interactive if not ticket.given.done()]
+        newest = self._newest
+        return PoolState(
+            name=self.plan.role.value,
+            gpus_each=each,
+            places_each=max(newest.slots * newest.batch, 1) if newest is not None else 1,
+            least=self.plan.least,
+            most=self.plan.most,
+            held_gpus=each * len(held),
+            streams_waiting=len(streams),
+            # Those included that have been given a slot and have not yet taken it.
+            streams_running=self._streams + len(interactive) - len(streams),
+            begun=self._begun,
+            streams_waited_s=max((now_s - ticket.since_s for ticket in streams), default=0.0),
+            since_begin_s=now_s - self._begun_s if self._begun_s is not None else -1.0,
+        )
+
+    def left(self, node: str) -> bool:
+        """Whether no replica is there any more."""
+        return all(replica.node != node for replica in self.replicas)
+
+    @property
     def broken(self) -> VoxfleetError | None:
         """Why the last replica could not be started; None where it could."""
         return self._broken
@@ -157,7 +149,7 @@ class Pool:
         if self._spec is None or self._broken is not None:
             return 0
         facts = self.facts
-        return places(self.plan, self.replicas, facts.batch if facts is not None and batched else 1)
+        return places(self.allowed, self.replicas, facts.batch if facts is not None and batched else 1)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls ``listener`` whenever slots or replicas may have changed."""
@@ -171,7 +163,27 @@ class Pool:
             self._spec = spec
             self._generation += 1
             self._broken, self._failures, self._start_from_s = None, 0, 0.0
+            self._newest = None
             self.step()
+
+    def obey(self, drained: frozenset[str], granted_gpus: float | None) -> None:
+        """Keeps to what is granted and leaves drained nodes: replicas end when their calls have.
+
+        Args:
+            drained: nodes, by name.
+            granted_gpus: of the pool; None where nobody says.
+        """
+        if (drained, granted_gpus) != (self._drained, self._granted):
+            self._drained, self._granted = drained, granted_gpus
+            self._give_back()
+            self.step()
+
+    def _give_back(self) -> None:
+        """Sends jobs away that would wait for as long as a training runs: the ledger queues them better."""
+        if self.allowed.most == 0:
+            for ticket in self._tickets:
+                if ticket.rank is not Rank.INTERACTIVE and not ticket.given.done():
+                    ticket.given.set_exception(GpusLentError())
 
     def refuse(self, error: VoxfleetError) -> None:
         """Says that there are no weights to hold: streamed requests are told so, replicas go on."""
@@ -205,9 +217,11 @@ class Pool:
             self._reconcile(self._spec)
         tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
         waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
-        for number, replica in assign(self.plan, waiting, self.replicas).items():
+        avoid = {ticket.number: ticket.avoid for ticket in tickets.values() if ticket.avoid}
+        for number, replica in assign(self.plan, waiting, self.replicas, avoid).items():
             member = self._members[replica]
             member.busy += 1
+            self._begun, self._begun_s = self._begun + 1, self._clock()
             tickets[number].given.set_result(member)
         self._measure()
         for listener in self._listeners:
@@ -217,12 +231,13 @@ class Pool:
         now_s = self._clock()
         waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
         actions = reconcile(
-            self.plan,
+            self.allowed,
             self._generation,
             self.replicas,
             waiting=waiting,
             now_s=now_s,
             start_from_s=self._start_from_s,
+            drained=self._drained,
         )
         for action in actions:
             match action:
@@ -241,11 +256,12 @@ class Pool:
         self._started += 1
         now_s = self._clock()
         log.info("%s replica %d starts", self.plan.role, self._started)
-        member = _Member(self._started, self._generation, self._executor.start(spec), now_s, now_s)
+        engine = self._executor.start(spec, self._drained)
+        member = Member(self._started, self._generation, engine, now_s, now_s, avoids=self._drained)
         self._members[member.number] = member
         self._spawn(self._bring_up(member), member.tasks)
 
-    async def _bring_up(self, member: _Member) -> None:
+    async def _bring_up(self, member: Member) -> None:
         try:
             facts = await member.engine.ready()
         except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on without this replica
@@ -260,6 +276,7 @@ class Pool:
         else:
             self._failures, self._broken = 0, None
             member.facts, member.state, member.since_s = facts, ReplicaState.READY, self._clock()
+            self._newest = facts
             log.info(
                 "%s replica %d is ready on %s, pid %d (%s): %s, %d slots",
                 *(self.plan.role, member.number, facts.node, facts.pid, facts.device),
@@ -274,7 +291,7 @@ class Pool:
                 member.checked_s = now_s + self._health_limit_s
                 self._spawn(self._check(member), member.tasks)
 
-    async def _check(self, member: _Member) -> None:
+    async def _check(self, member: Member) -> None:
         try:
             await asyncio.wait_for(member.engine.check(), self._health_limit_s)
             member.missed = 0
@@ -287,7 +304,7 @@ class Pool:
         member.checked_s = self._clock()
         self.step()
 
-    def _drop(self, member: _Member, reason: str) -> None:
+    def _drop(self, member: Member, reason: str) -> None:
         if self._members.pop(member.number, None) is None:
             return
         log.info("%s replica %d ends: %s", self.plan.role, member.number, reason)
@@ -302,7 +319,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def call(
-        self, make: Callable[[EngineFacts], Request | None], rank: Rank
+        self, make: Callable[[EngineFacts], Request | None], rank: Rank, *, avoid: Collection[str] = ()
     ) -> AsyncIterator[Running | None]:
         """A slot, with a call in it, for as long as the context lasts.
 
@@ -312,14 +329,18 @@ class Pool:
         Args:
             make: makes the request once there is a slot; None for nothing to do after all.
             rank: who goes first.
+            avoid: nodes to be passed over where another has room.
 
         Errors: QUEUE_FULL and SERVICE_UNAVAILABLE (interactive only); what ``make`` raises; WORKER_LOST
-        and the engine's own from :meth:`Running.events`.
+        and the engine's own from :meth:`Running.events`. GpusLentError (a job, not a streamed request) where
+        the pool has lost its GPUs before there was a slot.
         """
         began_s = self._clock()
-        member = await self._acquire(rank)
+        member = await self._acquire(rank, avoid)
         held = True
         call_s = self._clock()
+        streams = 1 if rank is Rank.INTERACTIVE else 0
+        self._streams += streams
         try:
             assert member.facts is not None
             waited_s = call_s - began_s
@@ -333,6 +354,8 @@ class Pool:
             try:
                 yield running
             except VoxfleetError as error:
+                if error.failure in _OF_A_NODE:
+                    error.metadata.setdefault("node", member.facts.node)
                 if error.reason is Reason.WORKER_LOST:
                     self._drop(member, "died")
                 raise
@@ -343,15 +366,17 @@ class Pool:
                     held = False
                     self._spawn(self._finish(member, call), self._tasks)
         finally:
+            self._streams -= streams
             if held:
                 self._release(member)
 
-    async def _acquire(self, rank: Rank) -> _Member:
+    async def _acquire(self, rank: Rank, avoid: Collection[str]) -> Member:
         self._asked += 1
-        ticket = _Ticket(self._asked, rank, asyncio.get_running_loop().create_future())
+        ticket = Ticket(self._asked, rank, asyncio.get_running_loop().create_future(), self._clock(), avoid)
         ahead = sum(1 for other in self._tickets if other.rank is Rank.INTERACTIVE and not other.given.done())
         self._tickets.append(ticket)
         try:
+            self._give_back()
             self.step()
             if rank is not Rank.INTERACTIVE:
                 return await ticket.given
@@ -364,8 +389,9 @@ class Pool:
             raise self._full(ahead) from None
         except BaseException:
             # Given and cancelled at once: the slot must not be lost.
-            if ticket.given.done() and not ticket.given.cancelled():
-                self._release(ticket.given.result())
+            given = ticket.given
+            if given.done() and not given.cancelled() and given.exception() is None:
+                self._release(given.result())
             raise
         finally:
             ticket.given.cancel()
@@ -381,16 +407,19 @@ class Pool:
                 engine=self.plan.role,
             )
         slots = sum(replica.slots for replica in self.replicas)
+        taken = f"all {slots} slots of the {self.plan.role} pool are taken and {ahead} requests wait"
+        if self.allowed.most == 0:
+            taken = f"trainings have the GPUs just now: the {self.plan.role} pool waits for its share"
         return VoxfleetError(
             Reason.QUEUE_FULL,
-            f"all {slots} slots of the {self.plan.role} pool are taken and {ahead} requests wait; try later",
+            f"{taken}; try later",
             kind=Kind.EXHAUSTED,
             metadata={"engine": self.plan.role, "waiting": ahead, "slots": slots},
             retry_after_s=expected_wait_s(ahead, slots, self._call_s),
             user_message="All voices are busy at the moment. Please try again shortly.",
         )
 
-    async def _finish(self, member: _Member, call: Call) -> None:
+    async def _finish(self, member: Member, call: Call) -> None:
         """Sees a call to its end, or else to its replica's."""
         try:
             async with asyncio.timeout(self._stop_grace_s):
@@ -404,7 +433,7 @@ class Pool:
         finally:
             self._release(member)
 
-    def _release(self, member: _Member) -> None:
+    def _release(self, member: Member) -> None:
         member.busy -= 1
         member.since_s = self._clock()
         self.step()

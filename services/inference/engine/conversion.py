@@ -101,7 +101,7 @@ class ConversionBody:
             voice,
             audio.samples,
             audio.rate_hz,
-            _params(task),
+            _params(task, request.share),
             on_progress=lambda share: emit(Advance("convert", share)),
             should_stop=should_stop,
         )
@@ -175,7 +175,7 @@ def weights_of(name: str, voice: Voice) -> Weights:
     return Weights(name, trained, str(voice.facts.training.get("licence", "")))
 
 
-def _params(task: ConvertTask) -> ConvertParams:
+def _params(task: ConvertTask, share: float) -> ConvertParams:
     asked = task.parameters
     return ConvertParams(
         pitch_shift=asked.pitch_shift,
@@ -185,6 +185,7 @@ def _params(task: ConvertTask) -> ConvertParams:
         protect=asked.protect,
         f0_method=asked.f0_method or None,
         seed=asked.seed,
+        chunk_scale=share,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from services.common import telemetry
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
+from services.engines.memory import is_out_of_memory
 from services.inference.calls import Advance, EngineFacts, Event, Request
 
 Emit = Callable[[Event], None]
@@ -88,7 +89,7 @@ class Calls:
         """The error as callers know it; one that an engine did not foresee fails this call alone."""
         if isinstance(error, VoxfleetError):
             return error
-        if type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             return VoxfleetError(
                 Reason.GPU_OUT_OF_MEMORY,
                 f"the GPU's memory is full: {str(error)[:200]}",

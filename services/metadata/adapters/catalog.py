@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.common.errors import Kind, Reason, VoxfleetError, invalid
+from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid, unavailable
 from services.common.jobs.tasks import Blob
 from services.metadata.adapters import tables as t
 from services.metadata.adapters.storable import storable
 from services.metadata.model.catalog import Audio, Reference, StoredBundle, Upload, Voice, VoiceState
 from services.metadata.model.identity import ApiKey, Principal, Team
 from services.metadata.model.page import Page
+
+Stored = Callable[[str], Awaitable[bool]]
+"""Whether the artefact store holds something under a key. Errors: STORAGE_UNAVAILABLE."""
 
 _AUDIO_FILTERS = {"purpose": t.audios.c.purpose, "source_audio": t.audios.c.source_audio}
 _VOICE_FILTERS = {"engine": t.voices.c.engine, "state": t.voices.c.state}
@@ -25,8 +28,9 @@ _VOICE_FILTERS = {"engine": t.voices.c.engine, "state": t.voices.c.state}
 class CatalogQueries:
     """The catalogue's part of a transaction."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, stored: Stored | None = None) -> None:
         self._connection = connection
+        self._stored = stored
 
     async def principal(self, token_sha256: str) -> Principal | None:
         """Who holds a token, unless its key was revoked."""
@@ -127,7 +131,9 @@ class CatalogQueries:
 
     async def get_upload(self, team: str, upload: str, *, lock: bool = False) -> Upload | None:
         """An upload."""
-        query = sa.select(t.uploads).where(t.uploads.c.team == team, t.uploads.c.id == upload)
+        query = sa.select(t.uploads).where(
+            t.uploads.c.team == team, t.uploads.c.id == upload, t.uploads.c.condemned_at.is_(None)
+        )
         row = await self._one(query.with_for_update() if lock else query)
         if row is None:
             return None
@@ -142,6 +148,7 @@ class CatalogQueries:
                 t.uploads.c.id == upload,
                 t.uploads.c.durable_offset == from_offset,
                 t.uploads.c.audio_id == "",
+                t.uploads.c.condemned_at.is_(None),
             )
             .values(durable_offset=to_offset)
         )
@@ -161,7 +168,11 @@ class CatalogQueries:
         )
 
     async def put_artifact(self, team: str, blob: Blob) -> None:
-        """Makes an artefact's row, or finds that of the same content."""
+        """Makes an artefact's row, or finds that of the same content, which it revives if it was condemned.
+
+        Errors: STORAGE_UNAVAILABLE while its bytes are being deleted; ARTIFACT_NOT_FOUND where they were, and
+        nobody has stored them since.
+        """
         statement = insert(t.artifacts).values(
             team=team,
             sha256=blob.sha256,
@@ -169,10 +180,44 @@ class CatalogQueries:
             media_type=blob.media_type,
             key=blob.key,
         )
-        # DO UPDATE, so that the row is locked against a collector that is about to take it.
-        await self._connection.execute(
+        condemned, swept = t.artifacts.c.condemned_at, t.artifacts.c.swept_at
+        # DO UPDATE, so that the row is locked against a sweeper that is about to take it.
+        row = await self._one(
             statement.on_conflict_do_update(
-                index_elements=["team", "sha256"], set_={"key": statement.excluded.key}
+                index_elements=["team", "sha256"],
+                set_={
+                    "key": statement.excluded.key,
+                    "condemned_at": sa.case((swept.is_not(None), condemned)),
+                },
+            ).returning(swept, t.artifacts.c.gone_at)
+        )
+        assert row is not None
+        if row.swept_at is not None:
+            await self._revive(team, blob, gone=row.gone_at is not None)
+
+    async def _revive(self, team: str, blob: Blob, *, gone: bool) -> None:
+        """Uses swept content again, once nobody deletes it any more, where somebody has stored it anew."""
+        if not gone:
+            raise unavailable(
+                Reason.STORAGE_UNAVAILABLE, f"{blob.key} is being deleted just now: try again in some seconds"
+            )
+        if self._stored is None or not await self._stored(blob.key):
+            raise VoxfleetError(
+                Reason.ARTIFACT_NOT_FOUND,
+                f"{blob.key} was deleted before it was named: store it again",
+                kind=Kind.NOT_FOUND,
+                metadata={"key": blob.key},
+                failure=FailureClass.TRANSIENT,
+            )
+        await self._connection.execute(
+            sa.update(t.artifacts)
+            .where(t.artifacts.c.team == team, t.artifacts.c.sha256 == blob.sha256)
+            .values(
+                condemned_at=None,
+                swept_at=None,
+                gone_at=None,
+                size_bytes=blob.size_bytes,
+                media_type=blob.media_type,
             )
         )
 
@@ -239,7 +284,7 @@ class CatalogQueries:
         return found + [f"teams/{team}/jobs/{row.id}" for row in rows]
 
     async def delete_audio(self, team: str, audio: str) -> bool:
-        """Deletes an audio's row; its artefact is collected once nothing names it."""
+        """Deletes an audio's row; its artefact is condemned, and swept once nothing names it."""
         return await self._changed(sa.delete(t.audios).where(t.audios.c.team == team, t.audios.c.id == audio))
 
     async def audios_of_job(self, job_id: str) -> list[str]:
@@ -313,15 +358,6 @@ class CatalogQueries:
             )
         )
 
-    async def take_garbage(self, limit: int) -> tuple[list[str], list[str]]:
-        """Keys and prefixes in S3 that no row names any more; their rows go in this transaction."""
-        parameters = {"limit": limit}
-        uploads = await self._connection.execute(_EXPIRED_UPLOADS, parameters)
-        prefixes = [f"teams/{row.team}/staging/{row.id}/" for row in uploads]
-        await self._connection.execute(_EXPIRED_AUDIOS, parameters)
-        artifacts = await self._connection.execute(_ORPHAN_ARTIFACTS, parameters)
-        return [row.key for row in artifacts], prefixes
-
     async def _one(self, statement: sa.Executable) -> Any:
         return (await self._connection.execute(statement)).one_or_none()
 
@@ -337,33 +373,13 @@ class CatalogQueries:
         return bool((await self._connection.execute(statement)).rowcount)
 
 
-_EXPIRED_UPLOADS = sa.text(
-    "DELETE FROM uploads WHERE (team, id) IN (SELECT team, id FROM uploads WHERE expires_at < now() "
-    "ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING team, id"
-)
-_EXPIRED_AUDIOS = sa.text(
-    "DELETE FROM audios WHERE (team, id) IN (SELECT a.team, a.id FROM audios AS a "
-    "WHERE a.expires_at < now() AND NOT EXISTS (SELECT FROM voices AS v WHERE v.team = a.team "
-    "AND v.state <> 'DELETED' AND (v.clips @> jsonb_build_array(jsonb_build_object("
-    "'audio', 'teams/' || a.team || '/audios/' || a.id)) "
-    "OR ('teams/' || a.team || '/audios/' || a.id) = ANY(v.training_audios) AND v.state = 'TRAINING')) "
-    "AND NOT EXISTS (SELECT FROM jobs AS j WHERE j.team = a.team "
-    "AND j.state IN ('QUEUED', 'RUNNING', 'CANCELLING') "
-    "AND j.task->'audio'->>'name' = 'teams/' || a.team || '/audios/' || a.id) "
-    "LIMIT :limit FOR UPDATE OF a SKIP LOCKED)"
-)
-# A minute's grace: bytes are in the store before the row that names them.
-_ORPHAN_ARTIFACTS = sa.text(
-    "DELETE FROM artifacts WHERE (team, sha256) IN (SELECT r.team, r.sha256 FROM artifacts AS r "
-    "WHERE r.created_at < now() - interval '1 minute' "
-    "AND NOT EXISTS (SELECT FROM audios AS a WHERE a.team = r.team AND a.sha256 = r.sha256) "
-    "AND NOT EXISTS (SELECT FROM voices AS v WHERE v.team = r.team AND v.package_sha256 = r.sha256) "
-    "LIMIT :limit FOR UPDATE OF r SKIP LOCKED) RETURNING key"
-)
-
-_AUDIOS = sa.select(t.audios, t.artifacts.c.size_bytes, t.artifacts.c.media_type, t.artifacts.c.key).join(
-    t.artifacts,
-    sa.and_(t.artifacts.c.team == t.audios.c.team, t.artifacts.c.sha256 == t.audios.c.sha256),
+_AUDIOS = (
+    sa.select(t.audios, t.artifacts.c.size_bytes, t.artifacts.c.media_type, t.artifacts.c.key)
+    .join(
+        t.artifacts,
+        sa.and_(t.artifacts.c.team == t.audios.c.team, t.artifacts.c.sha256 == t.audios.c.sha256),
+    )
+    .where(t.audios.c.condemned_at.is_(None))
 )
 _VOICES = sa.select(t.voices, t.artifacts.c.size_bytes, t.artifacts.c.media_type, t.artifacts.c.key).join(
     t.artifacts,

@@ -17,8 +17,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.common.errors import Reason, VoxfleetError, invalid, unavailable
-from services.metadata.adapters.catalog import CatalogQueries
+from services.metadata.adapters.catalog import CatalogQueries, Stored
+from services.metadata.adapters.grants import GrantQueries
 from services.metadata.adapters.ledger import LedgerQueries
+from services.metadata.adapters.retention import RetentionQueries
+from services.metadata.adapters.webhooks import WebhookQueries
 from services.metadata.migrate import sqlalchemy_url
 from services.metadata.model.jobs import PriorityClass
 from services.metadata.scheduling.lanes import LaneKey
@@ -37,11 +40,16 @@ _HOT = (
 )
 
 
-class PostgresTransaction(CatalogQueries, LedgerQueries):
-    """One transaction over the catalogue (SQLAlchemy) and the ledger (psycopg), on one connection."""
+class PostgresTransaction(CatalogQueries, LedgerQueries, WebhookQueries, RetentionQueries, GrantQueries):
+    """One transaction over catalogue (SQLAlchemy), ledger and the rest (psycopg), on one connection."""
 
-    def __init__(self, connection: AsyncConnection, driver: psycopg.AsyncConnection[object]) -> None:
-        CatalogQueries.__init__(self, connection)
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        driver: psycopg.AsyncConnection[object],
+        stored: Stored | None = None,
+    ) -> None:
+        CatalogQueries.__init__(self, connection, stored)
         LedgerQueries.__init__(self, driver)
         self._lanes: set[LaneKey] = set()
 
@@ -67,12 +75,19 @@ class PostgresStore:
         database_url: of the database.
         pool_size: connections in each pool.
         now: what the ledger's clock shows, for tests; the database's own where None.
+        stored: whether the artefact store holds a key: asked where swept content is committed again.
     """
 
     def __init__(
-        self, database_url: str, *, pool_size: int, now: Callable[[], dt.datetime] | None = None
+        self,
+        database_url: str,
+        *,
+        pool_size: int,
+        now: Callable[[], dt.datetime] | None = None,
+        stored: Stored | None = None,
     ) -> None:
         self._now = now
+        self._stored = stored
         self._services, self._tenants = (
             create_async_engine(
                 sqlalchemy_url(database_url),
@@ -139,7 +154,7 @@ class PostgresStore:
                 assert isinstance(driver, psycopg.AsyncConnection)
                 if self._now is not None:
                     await driver.execute(_SET_NOW, [self._now().isoformat()])
-                transaction = PostgresTransaction(connection, driver)
+                transaction = PostgresTransaction(connection, driver, self._stored)
                 yield transaction
                 await transaction.send_wakeups()
         except (OperationalError, PoolTimeoutError, psycopg.OperationalError) as error:

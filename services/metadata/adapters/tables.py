@@ -53,6 +53,9 @@ artifacts = sa.Table(
     _text("media_type"),
     _text("key"),
     _time("created_at"),
+    _time("condemned_at"),
+    _time("swept_at"),
+    _time("gone_at"),
 )
 
 uploads = sa.Table(
@@ -64,6 +67,7 @@ uploads = sa.Table(
     sa.Column("durable_offset", sa.BigInteger),
     _text("audio_id"),
     _time("expires_at"),
+    _time("condemned_at"),
 )
 
 audios = sa.Table(
@@ -82,6 +86,7 @@ audios = sa.Table(
     _text("job_id"),
     _time("created_at"),
     _time("expires_at"),
+    _time("condemned_at"),
 )
 
 voices = sa.Table(

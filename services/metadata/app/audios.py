@@ -132,11 +132,6 @@ class Audios:
             if not await tx.delete_audio(team, audio_id):
                 raise not_found(Reason.AUDIO_NOT_FOUND, name)
 
-    async def take_garbage(self, limit: int) -> tuple[list[str], list[str]]:
-        """Keys and prefixes in S3 that no row names any more."""
-        async with self._store.service() as tx:
-            return await tx.take_garbage(max(1, min(limit, 1000)))
-
 
 def _found(upload: Upload | None, team: str, upload_id: str) -> Upload:
     if upload is None:

@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
 
-from services.common.jobs.model import Fence, FleetOrders, Progress, StopKind
+from services.common.jobs.model import Fence, FleetOrders, GpuFacts, Progress, StopKind
 from services.metadata.app.dispatch import Dispatcher, Offer
 from services.metadata.app.work import Claimed, Work
 from services.metadata.model.fleet import WorkerRow
@@ -17,16 +17,20 @@ _ANY = 1e9
 
 
 class Orders:
-    """What every worker is asked for, told to each channel when it opens and whenever it changes."""
+    """What every worker is asked for, told to each channel when it opens and whenever it changes.
+
+    Nothing is told before anything was set: a worker that comes back to a process which has just started
+    keeps to what it heard last.
+    """
 
     def __init__(self) -> None:
-        self._now = FleetOrders()
+        self._now: FleetOrders | None = None
         self._changed = asyncio.Event()
 
     @property
     def now(self) -> FleetOrders:
         """What holds now."""
-        return self._now
+        return self._now or FleetOrders()
 
     def set(self, orders: FleetOrders) -> None:
         """What holds from now on."""
@@ -40,7 +44,7 @@ class Orders:
         told: FleetOrders | None = None
         while True:
             changed = self._changed
-            if self._now != told:
+            if self._now is not None and self._now != told:
                 told = self._now
                 yield told
             await changed.wait()
@@ -59,14 +63,21 @@ class WorkSession:
         self._work = work
         self._dispatcher = dispatcher
         self._row = worker
+        self._gpus: GpuFacts | None = None
         self._sent = 0
         self._said = False
         self._draining = False
         self._offered = asyncio.Event()
         self._woken = asyncio.Event()
 
-    async def offer(self, row: WorkerRow, leases_seen: int) -> None:
-        """Takes an offer of capacity, unless it was made before our last leases arrived."""
+    async def offer(self, row: WorkerRow, leases_seen: int, gpus: GpuFacts | None = None) -> None:
+        """Takes an offer of capacity, unless it was made before our last leases arrived.
+
+        Args:
+            row: what the worker says of itself.
+            leases_seen: by it, on this channel, when it said so.
+            gpus: who of its has GPUs; None where it does not say.
+        """
         if leases_seen < self._sent:
             return
         changed = (row.free, row.nodes, row.default_bundle) != (
@@ -75,10 +86,10 @@ class WorkSession:
             self._row.default_bundle,
         )
         stale = row.last_seen - self._row.last_seen > dt.timedelta(seconds=_SAY_S)
-        if changed or stale or not self._said:
-            self._row = row
+        if changed or stale or not self._said or gpus != self._gpus:
+            self._row, self._gpus = row, gpus
             self._said = True
-            await self._work.put_worker(row)
+            await self._work.put_worker(row, gpus)
         self._offered.set()
         # It may be waiting for work of kinds that are no longer those that it offers.
         self._woken.set()

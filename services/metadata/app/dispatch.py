@@ -76,7 +76,7 @@ class Dispatcher:
         self.uses: Mapping[str, QuotaUse] = {}
         self.book = LaneBook(self.weight, age_s=age_s)
         self._bounded: dict[str, list[LaneKey]] = {}
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._stale = asyncio.Event()
         wakeups.subscribe(self._heard)
 
@@ -103,8 +103,11 @@ class Dispatcher:
             lanes = await rows.lanes()
             uses = await rows.quota_uses()
         self.uses = {use.quota.team: use for use in uses}
-        bounded = {use.quota.team for use in uses if use.quota.max_gpus}
-        self._bounded = {team: [lane for lane in lanes if lane.team == team] for team in bounded}
+        bounded: dict[str, list[LaneKey]] = {use.quota.team: [] for use in uses if use.quota.max_gpus}
+        for lane in lanes:
+            if lane.team in bounded:
+                bounded[lane.team].append(lane)
+        self._bounded = bounded
         self.book.close_teams(use.quota.team for use in uses if use.full)
         self.book.refresh(lanes, self._clock())
         for kind in {lane.kind for lane in self.book.waiting()}:
@@ -163,12 +166,12 @@ class Dispatcher:
     def waiting(self, kinds: Sequence[str], event: asyncio.Event) -> Iterator[None]:
         """Sets the event whenever there may be something of these kinds."""
         for kind in kinds:
-            self._waiting.setdefault(kind, set()).add(event)
+            self._waiting.setdefault(kind, {})[event] = None
         try:
             yield
         finally:
             for kind in kinds:
-                self._waiting[kind].discard(event)
+                self._waiting[kind].pop(event, None)
 
     def freed(self, teams: Iterable[str]) -> None:
         """Jobs of these teams have ended: one that was at its quota of GPUs may begin another."""

@@ -177,9 +177,9 @@ class JobFeed:
         if job.state not in (JobState.QUEUED, *FINAL_STATES) and snapshot != watcher.shown:
             watcher.shown = snapshot
             watcher.tell(Seen(watcher.cursor, job))
-        elif job.state in FINAL_STATES and watcher.cursor >= job.event_seq and not watcher.untold:
-            # A watcher that came when all was over and seen.
-            watcher.tell(None)
+        elif job.state in FINAL_STATES and watcher.cursor >= job.event_seq:
+            # All was over and seen when it came; or the end was told with what the job had been before it.
+            watcher.tell(Seen(watcher.cursor, job) if watcher.untold else None)
 
 
 def with_running(job: Job, running: int) -> Job:

@@ -13,7 +13,7 @@ from services.metadata.app.dispatch import Dispatcher
 from services.metadata.app.endings import settle_dependencies
 from services.metadata.app.feed import JobFeed
 from services.metadata.app.work import Work
-from services.metadata.model.jobs import FINAL_STATES, Job
+from services.metadata.model.jobs import FINAL_STATES, DoneJob, Job
 from services.metadata.ports.store import Store
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Aftermath:
         self.settled: set[str] = set()
         self.counted = asyncio.Event()
 
-    def __call__(self, jobs: Sequence[Job]) -> None:
+    def __call__(self, jobs: Sequence[Job | DoneJob]) -> None:
         """Wakes watchers, whoever waits for a quota, the sweep of batches and of dependencies."""
         if not jobs:
             return

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from services.metadata.app.channel import Orders
 from services.metadata.app.dispatch import Dispatcher
 from services.metadata.app.feed import JobFeed
+from services.metadata.app.grants import Granting
 from services.metadata.app.housekeeping import Aftermath, Housekeeping
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.learning import Experience
 from services.metadata.app.planner import Planner
 from services.metadata.app.work import Work
 from services.metadata.ports.store import Store, Wakeups
+from services.metadata.scheduling.grants import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class LedgerSettings:
         look_s: between two looks at what is watched.
         keep_checkpoints: of one training.
         output_ttl_s: after which what a job made is deleted.
+        guaranteed_run_s: what a training runs before it is asked to yield its GPUs.
     """
 
     lease_s: float = 15.0
@@ -36,6 +39,7 @@ class LedgerSettings:
     look_s: float = 0.25
     keep_checkpoints: int = 2
     output_ttl_s: float = 7 * 86_400.0
+    guaranteed_run_s: float = 300.0
 
 
 class Ledger:
@@ -62,6 +66,7 @@ class Ledger:
         self.aftermath = Aftermath(self.feed, self.dispatcher)
         self.planner = Planner(store, self.experience, self.dispatcher)
         self.orders = Orders()
+        self.granting = Granting(store, self.orders, Rules(guaranteed_run_s=settings.guaranteed_run_s))
         self.jobs = Jobs(store, self.feed, self.planner, self.aftermath)
         self.work = Work(
             store,
@@ -79,6 +84,7 @@ class Ledger:
             others=[
                 (2 * settings.refresh_s, self.planner.refresh),
                 (5 * settings.sweep_s, self.experience.learn),
+                (settings.refresh_s, self.granting.sweep),
             ],
         )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +15,21 @@ from services.common.jobs.model import (
     AudioOutput,
     Checkpoint,
     Fence,
+    GpuFacts,
     Progress,
     Released,
     StopKind,
     Succeeded,
 )
 from services.metadata.app.endings import fail_voice_of, lane_of
+from services.metadata.app.together import Together
 from services.metadata.model.catalog import Audio, VoiceState
 from services.metadata.model.fleet import WorkerRow
 from services.metadata.model.jobs import (
     FINAL_STATES,
     AttemptOutcome,
     CheckpointRow,
+    DoneJob,
     End,
     Job,
     JobState,
@@ -39,6 +41,9 @@ from services.metadata.scheduling.retry import Retry, decide
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 500
+_NOTHING = Succeeded()
+
+_Results = Mapping[Fence, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class Claimed:
 class Ended:
     """A job after an attempt, and the names of what now exists."""
 
-    job: Job
+    job: Job | DoneJob
     audios: tuple[str, ...] = ()
     voice: str = ""
 
@@ -78,7 +83,7 @@ class Work:
     def __init__(
         self,
         store: Store,
-        ended: Callable[[Sequence[Job]], None],
+        ended: Callable[[Sequence[Job | DoneJob]], None],
         *,
         lease_s: float,
         keep_checkpoints: int,
@@ -91,12 +96,14 @@ class Work:
         self._keep = keep_checkpoints
         self._output_ttl = dt.timedelta(seconds=output_ttl_s)
         self._chance = chance or random.Random()  # noqa: S311 - jitter
-        self._finisher = _Finisher(store)
+        self._successes = Together(self._succeed_together, most=_AT_ONCE)
 
-    async def put_worker(self, row: WorkerRow) -> None:
-        """Keeps what a worker said of itself."""
+    async def put_worker(self, row: WorkerRow, gpus: GpuFacts | None = None) -> None:
+        """Keeps what a worker said of itself, and of GPUs where it did."""
         async with self._store.service() as tx:
             await tx.put_worker(row)
+            if gpus is not None:
+                await tx.put_worker_gpus(row.worker, gpus)
 
     async def drop_worker(self, worker: str) -> None:
         """Forgets a worker whose channel closed; its leases stay until they expire."""
@@ -137,10 +144,9 @@ class Work:
         Errors: LEASE_LOST.
         """
         if not outcome.audios and outcome.voice is None:
-            done = await self._finisher.finish(_success(fence, outcome, [], ""))
+            done = (await self._succeed({fence: _plain(outcome)})).get(fence)
             if done is None:
                 raise lease_lost(fence)
-            self._ended([done])
             return Ended(done)
         async with self._store.service() as tx:
             job = await _held(tx, fence)
@@ -149,6 +155,23 @@ class Work:
             job = await _finish(tx, _success(fence, outcome, audios, voice))
         self._ended([job])
         return Ended(job, tuple(audios), voice)
+
+    async def succeed_all(self, outcomes: Mapping[Fence, Succeeded]) -> list[Fence]:
+        """Ends several attempts well, which made nothing but a result; returns those whose lease was lost."""
+        done = await self._succeed({fence: _plain(outcome) for fence, outcome in outcomes.items()})
+        return [fence for fence in outcomes if fence not in done]
+
+    async def _succeed(self, results: _Results) -> Mapping[Fence, DoneJob]:
+        done = await self._successes(results, results)
+        self._ended(list(done.values()))
+        return done
+
+    async def _succeed_together(self, asked: Sequence[_Results]) -> Sequence[Mapping[Fence, DoneJob]]:
+        async with self._store.leases() as rows:
+            if len(asked) == 1:
+                return [await rows.succeed(asked[0])]
+            found = await rows.succeed({fence: result for each in asked for fence, result in each.items()})
+        return [{fence: found[fence] for fence in each if fence in found} for each in asked]
 
     async def release(self, fence: Fence, outcome: Released) -> Ended:
         """Takes a job back unharmed; it costs no attempt. Errors: LEASE_LOST."""
@@ -290,53 +313,6 @@ class Work:
         return audio.name
 
 
-class _Finisher:
-    """Ends attempts that made no rows: whoever comes while a statement runs goes with the next.
-
-    So under load many ends cost one statement and one commit (group commit), and a lone one does not wait.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._pending: list[tuple[End, asyncio.Future[Job | None]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def finish(self, end: End) -> Job | None:
-        """The job after its attempt; None where the fence is stale. Errors: DATABASE_UNAVAILABLE."""
-        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        self._pending.append((end, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        return await future
-
-    async def _run(self) -> None:
-        try:
-            while self._pending:
-                batch, self._pending = self._pending[:_AT_ONCE], self._pending[_AT_ONCE:]
-                await self._finish(batch)
-        finally:
-            self._task = None
-
-    async def _finish(self, batch: Sequence[tuple[End, asyncio.Future[Job | None]]]) -> None:
-        try:
-            async with self._store.leases() as rows:
-                done = {job.id: job for job in await rows.finish([end for end, _ in batch])}
-        except Exception as error:  # noqa: BLE001 - each caller is told
-            told = error
-            _settle(batch, lambda future, _: future.set_exception(told))
-            return
-        _settle(batch, lambda future, end: future.set_result(done.pop(end.fence.job_id, None)))
-
-
-def _settle(
-    batch: Iterable[tuple[End, asyncio.Future[Job | None]]],
-    settle: Callable[[asyncio.Future[Job | None], End], None],
-) -> None:
-    for end, future in batch:
-        if not future.done():  # its caller may have gone
-            settle(future, end)
-
-
 def lease_lost(fence: Fence) -> VoxfleetError:
     """The error of a write under a lease that is gone."""
     return VoxfleetError(
@@ -363,7 +339,12 @@ async def _finish(tx: Transaction, end: End) -> Job:
 
 
 def _success(fence: Fence, outcome: Succeeded, audios: Sequence[str], voice: str) -> End:
-    result = {
+    result = _result(outcome, audios, voice)
+    return End(fence, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, "done", result=result)
+
+
+def _result(outcome: Succeeded, audios: Sequence[str], voice: str) -> Mapping[str, Any]:
+    return {
         "voice": voice,
         "audios": list(audios),
         "metrics": dict(outcome.metrics),
@@ -371,7 +352,11 @@ def _success(fence: Fence, outcome: Succeeded, audios: Sequence[str], voice: str
         "weights_trained": outcome.weights_trained,
         "curve": [{"step": step, "metrics": dict(point)} for step, point in outcome.curve],
     }
-    return End(fence, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, "done", result=result)
+
+
+def _plain(outcome: Succeeded) -> Mapping[str, Any] | None:
+    """The result of an attempt that made no rows; None where there is nothing to say."""
+    return None if outcome == _NOTHING else _result(outcome, [], "")
 
 
 def _cancellation(job: Job) -> End:

@@ -228,6 +228,18 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class DoneJob:
+    """A job that just succeeded: what those who wait for its end need to know of it."""
+
+    team: str
+    id: str
+    kind: str
+    parent_id: str
+    has_dependents: bool
+    state: JobState = JobState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True)
 class JobEvent:
     """A change of a job's state or phase."""
 

@@ -44,5 +44,3 @@ class CatalogRows(Protocol):
     async def add_usage(
         self, team: str, voice: str, audio_s: float, work_s: float, characters: int
     ) -> None: ...
-    async def take_garbage(self, limit: int) -> tuple[list[str], list[str]]:
-        """Keys and prefixes in S3 that no row names any more; their rows go in this transaction."""

@@ -20,6 +20,7 @@ from services.metadata.model.fleet import (
 from services.metadata.model.jobs import (
     AttemptRecord,
     CheckpointRow,
+    DoneJob,
     End,
     Job,
     JobEvent,
@@ -140,6 +141,12 @@ class LeaseRows(Protocol):
 
     async def finish(self, ends: Sequence[End]) -> list[Job]:
         """Ends the attempts whose fences still hold; returns their jobs. The others change nothing."""
+
+    async def succeed(self, results: Mapping[Fence, Mapping[str, Any] | None]) -> dict[Fence, DoneJob]:
+        """Ends attempts well that made no rows; returns the jobs whose fence still held, by fence.
+
+        A result of None leaves the job's as it is.
+        """
 
     async def expired(self, limit: int) -> list[Job]:
         """Jobs whose lease has expired, locked."""

@@ -2,13 +2,10 @@
 
 For every job that began after it had waited, the logarithm of actual over forecast wait is put into a fading
 histogram of its kind, class and width, and of how long the forecast was; sparse ones lean on coarser ones.
-The
-stated start is the forecast times the middle of that histogram, the interval reaches from one of its
-quantiles
-to another. Which quantiles is adapted by what the intervals stated before held (adaptive conformal inference:
-Gibbs and Candes 2021): missed too often, they are moved outwards, and the other way round, so that the
-long-run
-coverage is the nominal one whatever the histograms get wrong.
+The stated start is the forecast times the middle of that histogram, the interval reaches from one of its
+quantiles to another. Which quantiles is adapted by what the intervals stated before held (adaptive conformal
+inference: Gibbs and Candes 2021): missed too often, they are moved outwards, and the other way round, so that
+the long-run coverage is the nominal one whatever the histograms get wrong.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ of the duration is regressed on the logarithm of the size with exponentially fad
 compute jobs are close to lognormal, and most kinds are close to proportional to their size, but need not be.
 A bucket with few samples leans on the regression of its whole kind, and a kind with few on a prior that is
 written down here (:data:`PRIORS`). How far a new job may be off what is said (the spread) is measured the
-same
-way, from what was said before each sample was learned: out of sample, so what the model misses counts too.
+same way, from what was said before each sample was learned: out of sample, so what the model misses counts
+too.
 
 Sizes are in the kind's own unit. It should be what the duration grows with: steps on one GPU for
 ``rvc.train``, seconds of audio for ``rvc.convert``, characters for ``f5.item``.

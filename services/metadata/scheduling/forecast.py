@@ -1,15 +1,14 @@
 """When a waiting job will begin: what the policy will do, computed forward instead of guessed.
 
-One :class:`Outlook` is made per kind of worker from what stands in the ledger at one moment, and then answers
-for any number of waiting jobs, each in far less than a millisecond. It rests on two curves:
+One :class:`Outlook` is made per kind of worker from what stands in the ledger at one moment, and then
+answers for any number of waiting jobs, each in far less than a millisecond. It rests on two curves:
 
 - *supply*: the work that the pool can have begun by a time. Running jobs free their GPUs when they are
-expected
-  to (each as three equally likely times, given how long it has run), and what is freed begins the next job.
+  expected to (each as three equally likely times, given how long it has run), and what is freed begins the
+  next job.
 - *need*: the work that the policy begins before the job. Higher classes first, as much as waits and as much
-as
-  is expected to arrive meanwhile; of its own class, with start-time fair queueing, of each other team as much
-  as brings that team to the job's virtual start time; and what its own team has before it.
+  as is expected to arrive meanwhile; of its own class, with start-time fair queueing, of each other team as
+  much as brings that team to the job's virtual start time; and what its own team has before it.
 
 The job begins where supply reaches need. Work is in GPU-seconds throughout.
 
@@ -66,10 +65,12 @@ class PoolLoad:
     """One kind of worker at one moment.
 
     ``gpus`` is what the pool is granted now, ``free`` what of it stands ready and idle, ``lag_s`` how long
-    what
-    it is granted and has not got yet takes to come; ``usual_gpus`` what it has on average while work waits
-    (0: unknown); ``share`` the GPUs of
-    its smallest job.
+    what it is granted and has not got yet takes to come; ``usual_gpus`` what it has on average while work
+    waits (0: unknown); ``share`` the GPUs of its smallest job.
+
+    Where ``coming`` is given, ``gpus`` is what the pool may come to have, and what it has not got comes from
+    the ``idle`` GPUs of the fleet after ``lag_s``, then from these jobs of others as they end; for work that
+    others must make way for, all of it after ``asked_s``.
     """
 
     gpus: float
@@ -80,6 +81,9 @@ class PoolLoad:
     usual_gpus: float = 0.0
     lag_s: float = 0.0
     age_s: float = AGE_S
+    idle: float = 0.0
+    coming: Sequence[Running] = ()
+    asked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,14 @@ class Outlook:
         else:
             taking = sum(run.takes.mean_s * run.gpus for run in load.running)
             self.typical_s = taking / max(1e-9, sum(run.gpus for run in load.running)) or 60.0
-        self._knots = _supply(load, self.typical_s)
+        self._calm = self._urgent = _supply(load, self.typical_s)
+        if load.coming:
+            self._urgent = _supply(load, self.typical_s, urgent=True)
         self._classes = {priority_class: self._of_class(priority_class) for priority_class in PriorityClass}
 
     def start_in_s(self, job: Waiting) -> float:
         """Seconds until the job is expected to begin, before any calibration."""
+        urgent = job.priority_class < PriorityClass.BATCH
         found = self._classes[job.priority_class]
         own = found.starts.get(job.team)
         weight = own.weight if own else job.weight
@@ -147,18 +154,21 @@ class Outlook:
 
         def at(time_s: float) -> float:
             arrived = sum([min(rate * time_s, room) for rate, room in rooms])
-            return self.supply_at(need + arrived + found.above_arriving * time_s)
+            return self.supply_at(need + arrived + found.above_arriving * time_s, urgent=urgent)
 
-        start_s = self.supply_at(need)
+        start_s = first_s = self.supply_at(need, urgent=urgent)
         if start_s <= 0.0 or not (rooms or found.above_arriving):
             return start_s
         start_s = _fixed_point(at, start_s)
         # However much arrives above it, a class that has aged is served: a bound, not an expectation.
-        return min(start_s, self.supply_at(need) + (before - found.above) / floor) if floor > 0.0 else start_s
+        return min(start_s, first_s + (before - found.above) / floor) if floor > 0.0 else start_s
 
-    def supply_at(self, work: float) -> float:
-        """Seconds until the pool can have begun more than ``work`` GPU-seconds of what waits."""
-        times, begun, slopes = self._knots
+    def supply_at(self, work: float, *, urgent: bool = False) -> float:
+        """Seconds until the pool can have begun more than ``work`` GPU-seconds of what waits.
+
+        ``urgent``: others make way for it.
+        """
+        times, begun, slopes = self._urgent if urgent else self._calm
         index = bisect_left(begun, work) - 1
         if index < 0:
             return times[0]
@@ -219,18 +229,37 @@ class Arrivals:
         }
 
 
-def _supply(load: PoolLoad, typical_s: float) -> tuple[list[float], list[float], list[float]]:
+def _missing(load: PoolLoad, gpus: float, *, urgent: bool) -> list[tuple[float, float]]:
+    """When a pool gets what it lacks: times and GPUs."""
+    if not load.coming:
+        return [(load.lag_s, gpus)]
+    at_once = min(gpus, load.idle)
+    found = [(load.lag_s, at_once)]
+    gpus -= at_once
+    if urgent:
+        return [*found, (load.asked_s, gpus)]
+    ends = sorted((run.takes.remaining_s(run.elapsed_s, (0.5,))[0], run.gpus) for run in load.coming)
+    for left_s, part in ends:
+        if gpus <= 0.0:
+            break
+        found.append((left_s + load.lag_s, min(part, gpus)))
+        gpus -= part
+    return found
+
+
+def _supply(
+    load: PoolLoad, typical_s: float, *, urgent: bool = False
+) -> tuple[list[float], list[float], list[float]]:
     """The work that can have begun by each of some times: times, work, and the slope from each on.
 
     A place that is free from ``s`` on begins a typical job at ``s`` and, smoothed, goes on at one second of
-    work
-    a second from ``s + typical_s / 2`` on: what jobs one after the other amount to on average.
+    work a second from ``s + typical_s / 2`` on: what jobs one after the other amount to on average.
     """
     freed: list[tuple[float, float]] = []
     held = sum(run.gpus for run in load.running)
     if held < load.gpus:
         freed.append((0.0, min(load.free, load.gpus - held)))
-        freed.append((load.lag_s, max(0.0, load.gpus - held - load.free)))
+        freed += _missing(load, max(0.0, load.gpus - held - load.free), urgent=urgent)
     for run in load.running:
         part = run.gpus / len(QUANTILES)
         freed.extend((left_s, part) for left_s in run.takes.remaining_s(run.elapsed_s, QUANTILES))

@@ -11,8 +11,8 @@ Classes go in order, interactive and conversion before batch before training, wi
   under endless higher work a training waits that long and for the pools to drain, and under endless trainings
   higher work waits for a guaranteed run and a checkpoint: a bound either way.
 - The pools keep their least replicas, save where that leaves a waiting training no GPU at all or too few on
-  any terms: a fleet with a single GPU. There they give them back as soon as a training waits and they have
-  neither queued nor running work, or when they have had none for a while.
+  any terms: a fleet with a single GPU. There they give them back where a training waits and they have had
+  neither queued nor running work for a moment (whoever speaks pauses), or, where nobody waits, for a while.
 
 A grant is the right to hold. What one side still holds is granted to the other only once it is given back, so
 that grants and holdings never add up to more than there is: the pools drain, trainings save, then it changes.
@@ -117,12 +117,14 @@ class Rules:
     Args:
         guaranteed_run_s: what a training runs before it is asked to yield; None: it never is.
         free_hold_s: for how long idle pools keep GPUs that nobody waits for.
+        linger_s: for how long idle pools keep replicas that a training waits for.
         age_s: seconds without service after which a class counts as one higher; above 0.
         least_run_s: what it runs even where nothing is guaranteed: less would be spent on starting alone.
     """
 
     guaranteed_run_s: float | None = 300.0
     free_hold_s: float = 300.0
+    linger_s: float = 10.0
     age_s: float = AGE_S
     least_run_s: float = 10.0
 
@@ -201,7 +203,7 @@ class _Fleet:
         if floor >= least:
             wanted = _whole(self.pools, lambda pool: max(pool.least, _replicas(pool, _jobs(pool))))
         else:
-            wanted = max(floor, _whole(self.pools, lambda pool: _replicas(pool, _jobs(pool))))
+            wanted = max(floor, _whole(self.pools, self._in_use))
         wanted = min(wanted, room - (turn.gpus if turn else 0))
         # Then trainings that wait, the oldest that fits first; then what the pools have and nobody asks for.
         spare = room - wanted
@@ -313,6 +315,11 @@ class _Fleet:
             ):
                 jobs += min(load.queued, pool.places_each)
         return _replicas(pool, jobs)
+
+    def _in_use(self, pool: Pool) -> int:
+        """The replicas that have work, or had some a moment ago."""
+        lingering = min(_held(pool), pool.least) if pool.idle_s < self.rules.linger_s else 0
+        return max(_replicas(pool, _jobs(pool)), lingering)
 
     def _kept_warm(self, pool: Pool) -> int:
         """The replicas that it has or could have where nobody else wants their GPUs."""

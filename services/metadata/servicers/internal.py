@@ -152,13 +152,6 @@ class CatalogServicer:
         )
         return catalog_pb2.RecordUsageResponse()
 
-    async def TakeGarbage(
-        self, request: catalog_pb2.TakeGarbageRequest, _: object
-    ) -> catalog_pb2.TakeGarbageResponse:
-        """Keys and prefixes that no row names."""
-        keys, prefixes = await self._audios.take_garbage(request.limit or 100)
-        return catalog_pb2.TakeGarbageResponse(keys=keys, prefixes=prefixes)
-
 
 def _bundle(bundle: StoredBundle) -> catalog_pb2.StoredBundle:
     return catalog_pb2.StoredBundle(

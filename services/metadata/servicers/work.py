@@ -10,7 +10,13 @@ from collections.abc import AsyncIterator
 from google.protobuf import json_format
 
 from services.common.errors import FailureClass, Reason, invalid
-from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto, fence_from_proto, fence_to_proto
+from services.common.jobs.grpc_ledger import (
+    blob_from_proto,
+    blob_to_proto,
+    fence_from_proto,
+    fence_to_proto,
+    gpu_facts_from_proto,
+)
 from services.common.jobs.model import (
     AudioOutput,
     Checkpoint,
@@ -124,7 +130,8 @@ class WorkServicer:
         try:
             async for request in requests:
                 if request.HasField("capacity"):
-                    await session.offer(_offer(hello, request.capacity), request.capacity.leases_seen)
+                    said = request.capacity
+                    await session.offer(_offer(hello, said), said.leases_seen, gpu_facts_from_proto(said))
                 elif request.HasField("heartbeats"):
                     beats = [
                         (fence_from_proto(beat.fence), _progress(beat))

@@ -28,18 +28,19 @@ WITH locked AS MATERIALIZED (
   ORDER BY id FOR UPDATE
 ), changed AS (
   UPDATE jobs SET state = 'QUEUED', ended_at = NULL, error = NULL, waiting_reason = '',
-    updated_at = voxfleet_now(), not_before = voxfleet_now(), batch_scale = 1, avoid_nodes = '{}',
+    updated_at = voxfleet_now(), not_before = voxfleet_now(), paused = false, batch_scale = 1, avoid_nodes = '{}',
     max_attempts = attempt + %(more_attempts)s, event_seq = event_seq + 1
   FROM locked WHERE jobs.id = locked.id
   RETURNING jobs.id, team, kind, priority_class, phase, attempt, event_seq, was
 ), events AS (
   INSERT INTO job_events (job_id, seq, team, state, phase, attempt, message, at)
   SELECT id, event_seq, team, 'QUEUED', phase, attempt, 'retried with its batch', voxfleet_now() FROM changed
-), ticks AS (
-  INSERT INTO batch_ticks (batch_id, team, failed, cancelled)
-  SELECT %(job_id)s, team, -count(*) FILTER (WHERE was = 'FAILED'),
-    -count(*) FILTER (WHERE was = 'CANCELLED')
-  FROM changed GROUP BY team
+), uncounted AS (
+  -- At once, not by a tick: whoever adds up must not find all of them ended in between.
+  UPDATE jobs SET items_failed = items_failed - back.failed, items_cancelled = items_cancelled - back.cancelled
+  FROM (SELECT count(*) FILTER (WHERE was = 'FAILED') AS failed,
+               count(*) FILTER (WHERE was = 'CANCELLED') AS cancelled FROM changed) AS back
+  WHERE jobs.id = %(job_id)s
 )
 SELECT DISTINCT kind, priority_class, team FROM changed;
 
@@ -51,8 +52,9 @@ WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE parent_id = %(job_id)s AND state 
                      ORDER BY id FOR UPDATE));
 
 -- name: set_items_priority
+-- Also of those that run or have ended badly: they may come back to the queue.
 UPDATE jobs SET priority = %(priority)s
-WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE parent_id = %(job_id)s AND state = 'QUEUED'
+WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE parent_id = %(job_id)s AND state <> 'SUCCEEDED'
                      ORDER BY id FOR UPDATE));
 
 -- name: next_item

@@ -73,11 +73,12 @@ WITH unadded AS MATERIALIZED (
     AND EXISTS (SELECT FROM team_quotas WHERE max_gpu_seconds_per_day > 0)
   GROUP BY team
 )
-SELECT q.*, gpus_held(q.team) AS gpus, coalesce(u.gpu_seconds, 0) + coalesce(unadded.gpu_seconds, 0)
+SELECT q.*, coalesce(held.gpus, 0)::float8 AS gpus, coalesce(u.gpu_seconds, 0) + coalesce(unadded.gpu_seconds, 0)
   + coalesce((SELECT sum(j.gpus * extract(epoch FROM voxfleet_now()
       - greatest(j.started_at, date_trunc('day', voxfleet_now(), 'UTC'))))
     FROM jobs AS j WHERE j.team = q.team AND j.lease_token IS NOT NULL), 0)::float8 AS gpu_seconds
 FROM team_quotas AS q
+LEFT JOIN gpus_held_by(ARRAY(SELECT team FROM team_quotas)) AS held ON held.team = q.team
 LEFT JOIN unadded ON unadded.team = q.team
 LEFT JOIN gpu_usage AS u ON u.team = q.team AND u.day = (voxfleet_now() AT TIME ZONE 'UTC')::date;
 
@@ -124,7 +125,7 @@ WITH bounds AS MATERIALIZED (
 SELECT coalesce(sum(gpu_seconds), 0)::float8 AS gpu_seconds, coalesce(sum(jobs), 0)::bigint AS jobs,
   coalesce((SELECT sum(audio_s) FROM usage_records WHERE team = %(team)s
     AND at >= %(start)s AND at < %(end)s), 0) AS audio_s,
-  coalesce((SELECT sum(size_bytes) FROM artifacts WHERE team = %(team)s), 0)::bigint AS stored_bytes
+  coalesce((SELECT sum(size_bytes) FROM artifacts WHERE team = %(team)s AND gone_at IS NULL), 0)::bigint AS stored_bytes
 FROM parts;
 
 -- name: watermark

@@ -63,13 +63,13 @@ SELECT j.* FROM job_dependencies AS d JOIN jobs AS j ON j.id = d.depends_on
 WHERE d.job_id = %(job_id)s AND j.state <> 'SUCCEEDED' ORDER BY j.id;
 
 -- name: settled_dependencies
--- Dependencies on jobs that have ended, of the jobs named or of all. A row stands until it is settled, in the
--- transaction that deletes it: a process that dies between a job's end and this look leaves it to the next.
-DELETE FROM job_dependencies AS d USING jobs AS on_job
+-- Dependencies on jobs that have ended, of the jobs named or of all. A row is marked in the transaction that
+-- deals with that end: a process that dies between the end and this look leaves it to the next.
+UPDATE job_dependencies AS d SET settled = true FROM jobs AS on_job
 WHERE d.ctid = ANY(ARRAY(
     SELECT w.ctid FROM job_dependencies AS w JOIN jobs AS j ON j.id = w.depends_on
     WHERE (%(jobs)s::text[] IS NULL OR w.depends_on = ANY(%(jobs)s::text[]))
-      AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
+      AND NOT w.settled AND j.state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
     ORDER BY w.job_id, w.depends_on LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED))
   AND on_job.id = d.depends_on
 RETURNING d.job_id, d.depends_on, d.team, on_job.state;
@@ -80,8 +80,26 @@ UPDATE jobs SET blockers = greatest(blockers - 1, 0), task = coalesce(%(task)s, 
 WHERE id = %(job_id)s RETURNING *;
 
 -- name: unblock_items
+-- The waiting items of a batch wait for what it waits for. Locked in the order of all who lock several.
 UPDATE jobs SET blockers = %(blockers)s, not_before = voxfleet_now()
-WHERE parent_id = %(job_id)s AND state = 'QUEUED' AND blockers > %(blockers)s;
+WHERE id = ANY(ARRAY(SELECT id FROM jobs
+  WHERE parent_id = %(job_id)s AND state = 'QUEUED' AND blockers <> %(blockers)s ORDER BY id FOR UPDATE));
+
+-- name: depend_again
+-- A job that is retried waits for those of its dependencies that have not succeeded: they are to be settled
+-- anew, the others are done with.
+WITH named AS MATERIALIZED (
+  SELECT d.job_id, d.depends_on, j.state = 'SUCCEEDED' AS done
+  FROM job_dependencies AS d JOIN jobs AS j ON j.id = d.depends_on
+  WHERE d.job_id = %(job_id)s ORDER BY d.depends_on FOR UPDATE OF d
+), marked AS (
+  UPDATE job_dependencies AS d SET settled = named.done FROM named
+  WHERE d.job_id = named.job_id AND d.depends_on = named.depends_on
+)
+SELECT count(*) FILTER (WHERE NOT done) AS blockers FROM named;
+
+-- name: blockers_of
+SELECT blockers FROM jobs WHERE id = %(job_id)s;
 
 -- name: insert_event
 INSERT INTO job_events (job_id, seq, team, state, phase, attempt, message, at)
@@ -110,7 +128,7 @@ RETURNING *;
 -- name: requeue
 UPDATE jobs SET state = 'QUEUED', updated_at = voxfleet_now(), event_seq = event_seq + 1, ended_at = NULL,
   error = NULL, waiting_reason = '', not_before = voxfleet_now(), paused = false, batch_scale = 1,
-  avoid_nodes = '{}', expected = NULL, max_attempts = attempt + %(more_attempts)s
+  avoid_nodes = '{}', expected = NULL, blockers = %(blockers)s, max_attempts = attempt + %(more_attempts)s
 WHERE id = %(job_id)s
 RETURNING *;
 
@@ -121,10 +139,12 @@ SELECT parent_id, team, (state = 'SUCCEEDED')::integer, (state = 'FAILED')::inte
 FROM jobs WHERE id = %(job_id)s AND parent_id IS NOT NULL;
 
 -- name: uncount_item
--- An ended item that goes back to its batch is taken off what its batch counted.
-INSERT INTO batch_ticks (batch_id, team, failed, cancelled)
-SELECT parent_id, team, -(%(state)s = 'FAILED')::integer, -(%(state)s = 'CANCELLED')::integer
-FROM jobs WHERE id = %(job_id)s AND parent_id IS NOT NULL;
+-- An ended item that goes back to its batch is taken off what its batch counted: at once, not by a tick, so
+-- that whoever adds up never finds all of them ended in between. Its own tick may be still to be added; then
+-- the count is one too low until it is.
+UPDATE jobs SET items_failed = items_failed - (%(state)s = 'FAILED')::integer,
+  items_cancelled = items_cancelled - (%(state)s = 'CANCELLED')::integer
+WHERE id = %(parent_id)s;
 
 -- name: events_after
 SELECT e.job_id, e.seq, e.state, e.phase, e.attempt, e.message, e.at

@@ -16,12 +16,18 @@ WITH lane AS MATERIALIZED (
 ), gate AS MATERIALIZED (
   SELECT team, max_gpus FROM team_quotas WHERE max_gpus > 0 AND team = ANY(%(teams)s::text[])
   FOR NO KEY UPDATE SKIP LOCKED
-), room AS MATERIALIZED (
-  SELECT team, max_gpus - gpus_held(team) AS gpus FROM gate
-), picked AS MATERIALIZED (
-  SELECT lane.team, j.id, j.gpus, j.queue_key
+), part AS (
+  -- Each team's bound, what it holds and what is picked, one below the other: a single sort tells what fits,
+  -- where a join would compare every lane with every team.
+  SELECT team, NULL::tid AS place, -1::bigint AS queue_key, 0::float8 AS gpus, 0::float8 AS bound FROM bounded
+  UNION ALL
+  SELECT team, NULL, -1, 0, max_gpus FROM gate
+  UNION ALL
+  SELECT team, NULL, -1, gpus, NULL FROM gpus_held_by(ARRAY(SELECT team FROM gate))
+  UNION ALL
+  SELECT lane.team, j.ctid, j.queue_key, j.gpus, NULL
   FROM lane CROSS JOIN LATERAL (
-    SELECT id, gpus, queue_key FROM jobs
+    SELECT ctid, gpus, queue_key FROM jobs
     WHERE state = 'QUEUED' AND NOT paused AND blockers = 0
       AND kind = lane.kind AND priority_class = lane.class AND team = lane.team AND queue_key > lane.after
       AND not_before <= voxfleet_now()
@@ -31,27 +37,32 @@ WITH lane AS MATERIALIZED (
            OR not_before <= voxfleet_now() - interval '30 seconds')
     ORDER BY queue_key LIMIT lane.count FOR UPDATE SKIP LOCKED
   ) AS j
-), fitting AS MATERIALIZED (
-  SELECT p.id FROM (
-    SELECT id, team, sum(gpus) OVER (PARTITION BY team ORDER BY queue_key) AS gpus FROM picked
-  ) AS p LEFT JOIN bounded USING (team) LEFT JOIN room USING (team)
-  WHERE bounded.team IS NULL OR p.gpus <= coalesce(room.gpus, 0) + 0.000001
+), fitting AS (
+  SELECT place FROM (
+    SELECT place, sum(gpus) OVER held AS gpus, max(bound) OVER held AS bound
+    FROM part WINDOW held AS (PARTITION BY team ORDER BY queue_key)
+  ) AS summed
+  -- Thirds of a GPU are rounded, and many are added up.
+  WHERE place IS NOT NULL AND (bound IS NULL OR gpus <= bound + 0.001)
 ), claimed AS (
   UPDATE jobs SET state = 'RUNNING', waiting_reason = '', attempt = attempt + 1,
-    lease_token = gen_random_uuid(), lease_expires_at = voxfleet_now() + %(lease_s)s * interval '1 second',
+    -- Salted with one random number a claim: asking the kernel for one a job costs more than its index.
+    lease_token = left(encode(sha256(convert_to(id || (SELECT gen_random_uuid()), 'UTF8')), 'hex'), 32)::uuid,
+    lease_expires_at = voxfleet_now() + %(lease_s)s * interval '1 second',
     worker = %(worker)s, node = %(node)s, started_at = voxfleet_now(), updated_at = voxfleet_now(),
     phase = '', yield_asked = false, event_seq = event_seq + 1
-  -- An array, not a join: the planner thinks that a lane holds a tenth of the queue, and would scan every
-  -- job there ever was to join with it.
-  WHERE id = ANY(ARRAY(SELECT id FROM fitting))
-  RETURNING id, team, kind, priority_class, task, parent_id, item_id, attempt, lease_token, queue_key, gpus,
+  -- By place, not by a join: the planner thinks that a lane holds a tenth of the queue, and would scan every
+  -- job there ever was to join with it. The rows are locked, so that they stay where they are; one that moved
+  -- between our snapshot and the lock is passed over until the next look.
+  WHERE ctid = ANY(ARRAY(SELECT place FROM fitting))
+  RETURNING team, id, kind, priority_class, task, parent_id, item_id, attempt, lease_token, queue_key, gpus,
             size, batch_scale, avoid_nodes, traceparent, event_seq, state, worker
 ), events AS (
   INSERT INTO job_events (job_id, seq, team, state, attempt, message, at)
   SELECT id, event_seq, team, state, attempt, 'started by ' || worker, voxfleet_now() FROM claimed
 )
-SELECT id, team, kind, priority_class, task, parent_id, item_id, attempt, lease_token::text AS lease_token,
-  queue_key, gpus, size, batch_scale, avoid_nodes, traceparent
+SELECT team, id, kind, priority_class, task::text, coalesce(parent_id, '') AS parent_id, item_id, attempt,
+  lease_token::text, queue_key, gpus, size, batch_scale, avoid_nodes, traceparent
 FROM claimed ORDER BY priority_class, queue_key;
 
 -- name: heartbeat
@@ -132,6 +143,36 @@ WITH ends AS MATERIALIZED (
   FROM changed WHERE parent_id IS NOT NULL AND final
 )
 SELECT * FROM changed ORDER BY id;
+
+-- name: succeed
+-- Ends attempts well that made no rows, as `finish` would: nearly all ends are such, so this one reads and
+-- returns only what it needs. The fence stands in the update itself, which waits for whoever has the row and
+-- then looks again; rows are taken in the order of their ids.
+WITH ends AS MATERIALIZED (
+  SELECT * FROM unnest(%(jobs)s::text[], %(attempts)s::integer[], %(tokens)s::uuid[], %(results)s::jsonb[])
+    WITH ORDINALITY AS e(job_id, attempt, lease_token, result, place) ORDER BY job_id
+), done AS (
+  UPDATE jobs AS j SET state = 'SUCCEEDED', lease_token = NULL, lease_expires_at = NULL, yield_asked = false,
+    updated_at = voxfleet_now(), ended_at = voxfleet_now(), waiting_reason = '', error = NULL,
+    result = coalesce(e.result, j.result), event_seq = j.event_seq + 1
+  FROM ends AS e WHERE j.id = e.job_id AND j.attempt = e.attempt AND j.lease_token = e.lease_token
+  RETURNING e.place, j.id, j.team, j.kind, j.state, j.parent_id, j.has_dependents, j.attempt, j.worker, j.node,
+    j.started_at, j.gpus, j.size, j.batch_scale, j.created_at, j.expected, j.event_seq, j.phase
+), attempts AS (
+  INSERT INTO job_attempts (job_id, attempt, team, worker, started_at, ended_at, kind, node, outcome, gpus,
+    size, batch_scale, waited_s, expected)
+  SELECT id, attempt, team, worker, started_at, voxfleet_now(), kind, node, 'SUCCEEDED', gpus,
+    size, batch_scale, extract(epoch FROM started_at - created_at),
+    CASE WHEN attempt = 1 THEN expected END
+  FROM done
+), events AS (
+  INSERT INTO job_events (job_id, seq, team, state, phase, attempt, message, at)
+  SELECT id, event_seq, team, state, phase, attempt, 'done', voxfleet_now() FROM done
+), ticks AS (
+  INSERT INTO batch_ticks (batch_id, team, succeeded)
+  SELECT parent_id, team, 1 FROM done WHERE parent_id IS NOT NULL
+)
+SELECT place, team, id, kind, coalesce(parent_id, '') AS parent_id, has_dependents FROM done;
 
 -- name: expired
 SELECT *, lease_token::text AS token FROM jobs

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from services.common.errors import FailureClass, VoxfleetError, internal
-from services.common.jobs.model import Capacity, FleetOrders, NodeFacts, Outcome, Succeeded
+from services.common.jobs.model import Capacity, FleetOrders, GpuFacts, NodeFacts, Outcome, Succeeded
 from services.common.jobs.tasks import TrainTask
 from services.common.jobs.worker import Attempt
 from services.trainer import metrics, model
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 KIND = "rvc.train"
 POOL = "trainer"
 """What GPUs are granted to."""
+_EPSILON = 1e-6
 
 
 class Trainer:
@@ -52,7 +53,7 @@ class Trainer:
         self._nodes: tuple[NodeFacts, ...] = ()
         self._trainings: set[Training] = set()
         self._orders = FleetOrders()
-        self._site = Site(backend, lambda: self._nodes, lambda: self._orders)
+        self._site = Site(backend, lambda: self._nodes, lambda: self._orders, self._may_hold)
 
     @property
     def virtual_gpus(self) -> bool:
@@ -82,7 +83,18 @@ class Trainer:
             held=sum(training.gpus_held for training in self._trainings if training.node not in drained),
             granted=self._orders.grants.get(POOL),
         )
-        return Capacity({KIND: places}, nodes=tuple(self._shown(node) for node in self._nodes))
+        return Capacity(
+            {KIND: places},
+            nodes=tuple(self._shown(node) for node in self._nodes),
+            gpus=GpuFacts(trainings=tuple(training.gpus for training in self._trainings)),
+        )
+
+    def _may_hold(self, gpus: int) -> bool:
+        """Whether so many more are granted: what Ray has free may have been promised to the pools."""
+        granted = self._orders.grants.get(POOL)
+        drained = self._orders.drained_nodes
+        claimed = sum(one.gpus_claimed for one in self._trainings if one.node not in drained)
+        return granted is None or claimed + gpus <= granted + _EPSILON
 
     def _shown(self, node: NodeFacts) -> NodeFacts:
         """A node as the ledger is told of it: a drained one says whether any work of ours is left there."""

@@ -26,6 +26,7 @@ from services.common.jobs.model import (
     Released,
     StopKind,
     Succeeded,
+    TrainingGpus,
     VoiceOutput,
 )
 from services.common.jobs.tasks import TrainingParameters, TrainTask
@@ -44,11 +45,15 @@ _OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where trainings run: what stages run on, the nodes as last seen, and what is asked of them."""
+    """Where trainings run: what stages run on, the nodes as last seen, and what is asked of them.
+
+    ``may_hold`` says whether so many GPUs more are granted to trainings.
+    """
 
     backend: Backend
     nodes: Callable[[], tuple[NodeFacts, ...]]
     orders: Callable[[], FleetOrders]
+    may_hold: Callable[[int], bool]
 
 
 class Training:
@@ -83,12 +88,22 @@ class Training:
         self._seen_s = 0.0
         self._steps = self._fallbacks = 0
         self._retrained = False
+        self._held_since_s = 0.0
         self.gpus_held = 0
+        self.gpus_claimed = 0
 
     @property
     def gpus_wanted(self) -> int:
         """GPUs that this attempt does not hold yet, but will ask for."""
         return self._gpus if self._stage is not Stage.PUBLISH and not self.gpus_held else 0
+
+    @property
+    def gpus(self) -> TrainingGpus:
+        """What it has of the GPUs, as the scheduler is told of it."""
+        job_id = self._fence.job_id
+        if self.gpus_held:
+            return TrainingGpus(job_id, self.gpus_held, self.node, time.monotonic() - self._held_since_s)
+        return TrainingGpus(job_id, self.gpus_wanted)
 
     @property
     def node(self) -> str:
@@ -230,9 +245,14 @@ class Training:
             telemetry.span(f"stage {spec.stage.value}", job=self._job, gpus=self._gpus if trains else 0),
         ):
             nodes = await self._nodes_for(trains=trains)
-            running = await self._site.backend.start(
-                replace(spec, traceparent=telemetry.current_traceparent() or spec.traceparent), nodes
-            )
+            self.gpus_claimed = self._gpus if trains else 0
+            try:
+                running = await self._site.backend.start(
+                    replace(spec, traceparent=telemetry.current_traceparent() or spec.traceparent), nodes
+                )
+            except BaseException:
+                self.gpus_claimed = 0
+                raise
             try:
                 await self._placed(running)
                 self._running = running
@@ -248,7 +268,7 @@ class Training:
                     makes_room=spec.stage is not Stage.PUBLISH,
                 )
                 if trains:
-                    self.gpus_held = self._gpus
+                    self.gpus_held, self._held_since_s = self._gpus, began_s
                     with self._watch.training(self._job):
                         result = await follower.result()
                 else:
@@ -263,10 +283,10 @@ class Training:
             finally:
                 # Shielded: what holds a GPU is ended even where this task is being cancelled.
                 await asyncio.shield(running.end())
-                self.gpus_held, self._running = 0, None
+                self.gpus_held, self.gpus_claimed, self._running = 0, 0, None
 
     async def _nodes_for(self, *, trains: bool) -> frozenset[str]:
-        """Where a stage may go; waits while there is no such node."""
+        """Where a stage may go; waits while there is no such node, or no GPU is granted."""
         deadline_s = time.monotonic() + self._limits.place_s
         while True:
             found = model.nodes_for(
@@ -276,7 +296,7 @@ class Training:
                 drained=self._site.orders().drained_nodes,
                 avoid=self._attempt.lease.avoid_nodes,
             )
-            if found:
+            if found and (not trains or self._site.may_hold(self._gpus)):
                 return found
             if time.monotonic() >= deadline_s:
                 raise _NoPlaceError
@@ -341,7 +361,8 @@ class Training:
     def _saved_words(self) -> str:
         if self._attempt.stop_kind in (StopKind.CANCEL, StopKind.LOST):
             raise AttemptStopped
-        kind = (self._attempt.stop_kind or StopKind.YIELD).value
+        # The ledger takes what yields to have made room for higher work.
+        kind = "drain" if self._leaves else (self._attempt.stop_kind or StopKind.YIELD).value
         saved = f"saved at step {self._checkpoints[0].step}" if self._checkpoints else ""
         why = f"{self._leaves} is being drained" if self._leaves else ""
         said = "; ".join(filter(None, [saved, why]))

@@ -24,9 +24,11 @@ def lost() -> VoxfleetError:
     )
 
 
-def facts(role: Role = Role.F5, *, slots: int = 1, batch: int = 1, name: str = "small") -> EngineFacts:
+def facts(
+    role: Role = Role.F5, *, slots: int = 1, batch: int = 1, name: str = "small", node: str = "n"
+) -> EngineFacts:
     return EngineFacts(
-        role, Weights(name, trained=False, licence="MIT"), ("en", "zh"), "cpu", slots, batch, "n", 1
+        role, Weights(name, trained=False, licence="MIT"), ("en", "zh"), "cpu", slots, batch, node, 1
     )
 
 
@@ -81,6 +83,7 @@ class FakeEngine:
     """A replica that is ready when the test says so."""
 
     spec: EngineSpec
+    avoid: frozenset[str] = frozenset()
     calls: list[FakeCall] = field(default_factory=list)
     has_ended: bool = False
     stubborn: bool = False
@@ -114,8 +117,8 @@ class FakeExecutor:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
 
-    def start(self, spec: EngineSpec) -> FakeEngine:
-        self.engines.append(FakeEngine(spec))
+    def start(self, spec: EngineSpec, avoid: frozenset[str] = frozenset()) -> FakeEngine:
+        self.engines.append(FakeEngine(spec, avoid))
         return self.engines[-1]
 
     async def nodes(self) -> tuple[NodeFacts, ...]:

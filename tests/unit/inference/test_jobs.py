@@ -9,7 +9,17 @@ import pytest
 
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.errors import Reason, VoxfleetError, invalid
-from services.common.jobs.model import AttemptStopped, Fence, Lease, Outcome, StopKind, Succeeded
+from services.common.jobs.model import (
+    AttemptStopped,
+    Fence,
+    FleetOrders,
+    Lease,
+    NodeFacts,
+    Outcome,
+    Released,
+    StopKind,
+    Succeeded,
+)
 from services.common.jobs.tasks import (
     ConvertTask,
     RvcVoice,
@@ -58,9 +68,18 @@ class Rig:
         await settle()
         return rig
 
-    def begin(self, task: Task) -> tuple[Attempt, asyncio.Task[Outcome]]:
+    def begin(
+        self, task: Task, *, batch_scale: float = 1.0, avoid_nodes: tuple[str, ...] = ()
+    ) -> tuple[Attempt, asyncio.Task[Outcome]]:
         self.count += 1
-        lease = Lease(Fence(str(self.count), 1, "t"), f"teams/blue/jobs/{self.count}", task, 30.0)
+        lease = Lease(
+            Fence(str(self.count), 1, "t"),
+            f"teams/blue/jobs/{self.count}",
+            task,
+            30.0,
+            batch_scale=batch_scale,
+            avoid_nodes=avoid_nodes,
+        )
         attempt = Attempt(lease, None)  # type: ignore[arg-type]
         return attempt, asyncio.create_task(self.jobs(attempt))
 
@@ -216,3 +235,96 @@ async def test_a_job_of_another_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VoxfleetError) as caught:
         await rig.begin(TrainTask(team="blue", voice="v", audios=()))[1]
     assert caught.value.reason is Reason.INTERNAL
+
+
+async def test_a_text_that_lacked_memory_is_spoken_with_fewer_others(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, batch=4)
+    blocker = rig.begin(text("x"))[1]
+    await settle()
+    scales = (1.0, 0.5, 1.0, 1.0, 1.0)
+    tasks = [rig.begin(text(w), batch_scale=scale)[1] for w, scale in zip("abcde", scales, strict=True)]
+    await settle()
+    rig.speaker.calls[0].send(made(), None)
+    await blocker
+    await settle()
+    assert rig.speech[1] == ["a", "b"]
+    rig.speaker.calls[1].send(made(), made(1), None)
+    await settle()
+    assert rig.speech[2] == ["c", "d", "e"]
+    rig.speaker.calls[2].send(made(), made(1), made(2), None)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_conversion_that_lacked_memory_works_on_less_at_a_time(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    attempt, task = rig.begin(CONVERT, batch_scale=0.25)
+    await settle()
+    assert rig.converter.calls[0].request.share == 0.25
+    attempt.tell_stop(StopKind.CANCEL)
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_jobs_are_given_back_unharmed_where_trainings_have_the_gpus(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    for pool in (rig.f5, rig.rvc):
+        pool.plan = PoolPlan(pool.plan.role, gpus_each=0.5)
+    running, waiting = rig.begin(text("a"))[1], [rig.begin(text("b"))[1]]
+    converting = rig.begin(CONVERT)[1]
+    await settle()
+    waiting.append(rig.begin(CONVERT)[1])
+    await settle()
+    rig.jobs.obey(FleetOrders(grants={"f5": 0.0, "rvc": 0.0, "trainer": 1.0}))
+    free = rig.jobs.capacity().free
+    assert (free["f5.item"], free["rvc.convert"]) == (0, 0)
+    for task in [*waiting, rig.begin(text("c"))[1]]:
+        assert isinstance(await task, Released)
+    assert not running.done()
+    assert not converting.done()
+    rig.speaker.calls[0].send(made(), None)
+    rig.converter.calls[0].send(made(), None)
+    assert isinstance(await running, Succeeded)
+    assert isinstance(await converting, Succeeded)
+    await settle()
+    rig.f5.step()
+    rig.rvc.step()
+    assert [pool.held_gpus for pool in rig.jobs.capacity().gpus.pools] == [0.0, 0.0]
+    rig.jobs.obey(FleetOrders(grants={"f5": 0.5, "rvc": 0.0}))
+    assert rig.executor.engines[-1].spec.role is Role.F5
+    rig.executor.engines[-1].loaded.set_result(facts())
+    await settle()
+    after = rig.begin(text("d"))[1]
+    await settle()
+    rig.executor.engines[-1].calls[0].send(made(), None)
+    assert isinstance(await after, Succeeded), "the batcher goes on as if nothing had been"
+
+
+async def test_a_drained_node_is_shown_as_such(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    rig.jobs.nodes = (NodeFacts("n", "alive", 1, 0, 8, True), NodeFacts("other", "alive", 1, 1, 8, True))
+
+    def states() -> list[str]:
+        return [node.state for node in rig.jobs.capacity().nodes]
+
+    assert states() == ["alive", "alive"]
+    task = rig.begin(CONVERT)[1]
+    await settle()
+    rig.jobs.obey(FleetOrders(frozenset({"n"})))
+    assert states() == ["draining", "alive"]
+    rig.converter.calls[0].send(made(), None)
+    await task
+    await settle()
+    rig.rvc.step()
+    assert states() == ["drained", "alive"]
+
+
+async def test_a_conversion_goes_elsewhere_than_where_it_failed(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    rig.rvc.plan = PoolPlan(Role.RVC, least=2, most=2)
+    rig.rvc.step()
+    rig.executor.engines[-1].loaded.set_result(facts(Role.RVC, node="other"))
+    await settle()
+    attempt, task = rig.begin(CONVERT, avoid_nodes=("n",))
+    await settle()
+    assert (len(rig.converter.calls), len(rig.executor.engines[-1].calls)) == (0, 1)
+    attempt.tell_stop(StopKind.CANCEL)
+    await asyncio.gather(task, return_exceptions=True)

@@ -126,3 +126,51 @@ def test_waits_grow_and_are_bounded() -> None:
     assert expected_wait_s(4, 2, 3.0) == pytest.approx(7.5)
     assert expected_wait_s(0, 5, 0.1) == 1.0
     assert expected_wait_s(1000, 0, 10.0) == 60.0
+
+
+def test_a_pool_keeps_within_what_is_granted() -> None:
+    plan = replace(PLAN, least=2, most=3, gpus_each=0.5)
+    assert plan.within(None) == plan
+    assert [plan.within(gpus).most for gpus in (0.0, 0.49, 0.5, 1.0, 9.0)] == [0, 0, 1, 2, 3]
+    assert plan.within(0.5).least == 1
+    assert replace(plan, gpus_each=0.0).within(0.0).most == 3, "what needs no GPU is bounded by none"
+
+
+def test_what_is_above_the_grant_goes_without_cutting_anything_off() -> None:
+    two = replace(PLAN, least=0, most=2)
+    busy, idle = replace(READY, busy=1, since_s=9.0), replace(READY, number=3)
+    assert decide(two, busy, idle, STARTING) == (Stop(2, "not granted"),)
+    assert decide(replace(two, most=1), busy, idle) == (Drain(3, "not granted"),)
+    none = replace(two, most=0)
+    assert decide(none, busy, waiting=5) == (Drain(1, "not granted"),)
+    draining = replace(busy, state=ReplicaState.DRAINING)
+    assert decide(none, draining, waiting=5) == (), "a running call is let end"
+    assert decide(none, waiting=5) == ()
+
+
+def leave(*replicas: Replica, plan: PoolPlan = PLAN, drained: frozenset[str] = frozenset({"nodes/a"})):
+    return reconcile(plan, 1, replicas, waiting=0, now_s=10.0, start_from_s=0.0, drained=drained)
+
+
+def test_a_drained_node_is_left_and_its_successor_need_not_wait() -> None:
+    there, elsewhere = replace(READY, node="nodes/a", busy=1), replace(READY, number=4, node="nodes/b")
+    assert leave(there) == (Drain(1, "node drained"), Start())
+    leaving = replace(there, state=ReplicaState.DRAINING)
+    assert leave(leaving, plan=replace(PLAN, most=1)) == (Start(),)
+    assert leave(elsewhere) == ()
+    avoids = replace(STARTING, avoids=frozenset({"nodes/a"}))
+    assert leave(leaving, avoids) == ()
+    assert leave(STARTING) == (Stop(2, "other nodes"), Start())
+    assert leave(avoids, drained=frozenset()) == (Stop(2, "other nodes"), Start())
+
+
+def test_a_node_to_avoid_is_used_where_no_other_has_room() -> None:
+    bad, good = replace(READY, node="nodes/a"), replace(READY, number=2, node="nodes/b", busy=1)
+    tickets, avoid = [(1, Rank.CONVERSION)], {1: frozenset({"nodes/a"})}
+    assert assign(PLAN, tickets, [bad, good]) == {1: 1}
+    assert assign(PLAN, tickets, [bad, good], avoid) == {1: 2}
+    assert assign(PLAN, tickets, [bad, replace(good, busy=2)], avoid) == {1: 1}
+
+
+def test_no_places_where_nothing_is_granted() -> None:
+    assert places(replace(PLAN, least=0, most=0), []) == 0

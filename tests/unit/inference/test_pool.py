@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from services.common.errors import Reason, VoxfleetError, invalid
-from services.inference.app.pool import Pool, Running
+from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid
+from services.inference.app.members import GpusLentError, Running
+from services.inference.app.pool import Pool
 from services.inference.calls import Convert, EngineFacts, EngineSpec, Pcm
 from services.inference.model import PoolPlan, Rank, ReplicaState, Role
 from tests.unit.inference.fakes import Clock, FakeExecutor, facts, lost, settle
@@ -274,3 +275,108 @@ async def test_a_pool_without_weights_says_so_at_once() -> None:
             pass
     pool.use(EngineSpec(Role.F5))
     assert pool.broken is None
+
+
+NONE = frozenset()
+HALF = PoolPlan(Role.F5, gpus_each=0.5)
+
+
+async def test_gpus_that_are_lent_away_are_left_when_the_running_call_has_ended() -> None:
+    rig = Rig(HALF)
+    await rig.up()
+    assert rig.pool.places() == 1
+    running, waiting = rig.run(Rank.CONVERSION), rig.run(Rank.BATCH)
+    await settle()
+    rig.pool.obey(NONE, 0.0)
+    assert rig.pool.places() == 0
+    with pytest.raises(GpusLentError):
+        await waiting
+    with pytest.raises(GpusLentError):
+        await rig.run(Rank.CONVERSION)
+    stream = rig.run(Rank.INTERACTIVE)
+    await settle()
+    assert not rig.last.has_ended
+    assert (rig.pool.state.held_gpus, rig.pool.state.streams_waiting) == (0.5, 1)
+    rig.last.calls[0].send(PIECE, None)
+    assert await running == [PIECE], "no running call is cut off"
+    rig.pool.step()
+    assert rig.last.has_ended
+    assert (rig.pool.replicas, rig.pool.state.held_gpus) == ((), 0.0)
+    # Its share comes back, and with it who waited.
+    rig.pool.obey(NONE, 0.5)
+    assert len(rig.executor.engines) == 2
+    await rig.up()
+    await settle()
+    assert rig.pool.state.streams_running == 1
+    rig.last.calls[0].send(None)
+    assert await stream == []
+    assert rig.pool.state.streams_running == 0
+
+
+async def test_a_stream_that_waits_in_vain_for_lent_gpus_is_told_so() -> None:
+    rig = Rig(PoolPlan(Role.F5, gpus_each=0.5, queue_wait_s=0.01))
+    rig.pool.obey(NONE, 0.0)
+    assert rig.last.has_ended, "what only starts is ended at once"
+    with pytest.raises(VoxfleetError, match="trainings have the GPUs") as caught:
+        await rig.run(Rank.INTERACTIVE)
+    assert caught.value.reason is Reason.QUEUE_FULL
+
+
+async def test_orders_that_were_not_heard_change_nothing() -> None:
+    rig = Rig(PoolPlan(Role.F5, least=2, most=2, gpus_each=0.5))
+    assert len(rig.executor.engines) == 2
+    rig.pool.obey(NONE, None)
+    assert len(rig.pool.replicas) == 2
+
+
+async def test_a_drained_node_is_left_for_another() -> None:
+    rig = Rig(HALF)
+    await rig.up(facts(node="nodes/a"))
+    first = rig.last
+    running = rig.run()
+    await settle()
+    rig.pool.obey(frozenset({"nodes/a"}), 0.5)
+    assert rig.last.avoid == {"nodes/a"}
+    assert not rig.pool.left("nodes/a")
+    # What is held of a drained node counts for nothing.
+    assert rig.pool.state.held_gpus == 0.5
+    first.calls[0].send(None)
+    assert await running == []
+    rig.pool.step()
+    assert first.has_ended
+    assert rig.pool.left("nodes/a")
+
+
+async def test_an_error_of_a_node_says_which() -> None:
+    rig = Rig(HALF)
+    await rig.up(facts(node="nodes/a"))
+    task = rig.run()
+    await settle()
+    full = VoxfleetError(Reason.GPU_OUT_OF_MEMORY, "full", kind=Kind.EXHAUSTED, failure=FailureClass.RESOURCE)
+    rig.last.calls[0].send(full)
+    with pytest.raises(VoxfleetError) as caught:
+        await task
+    assert caught.value.metadata["node"] == "nodes/a"
+
+
+async def test_the_scheduler_is_told_what_a_pool_does() -> None:
+    rig = Rig(PoolPlan(Role.F5, least=1, most=3, gpus_each=0.2))
+    assert rig.pool.state.since_begin_s == -1.0
+    await rig.up(facts(slots=1, batch=4))
+    before = rig.pool.state
+    tasks = [rig.run(Rank.INTERACTIVE) for _ in range(2)]
+    await asyncio.sleep(0)
+    # Between being given a slot and taking it, it is not gone.
+    assert (rig.pool.state.streams_running, rig.pool.state.streams_waiting) == (1, 1)
+    await settle()
+    rig.clock.now_s += 3.0
+    state = rig.pool.state
+    assert (state.name, state.least, state.most, state.places_each) == ("f5", 1, 3, 4)
+    # One is served, one waits; another replica is being started for it.
+    assert (state.streams_running, state.streams_waiting, state.streams_waited_s) == (1, 1, 3.0)
+    assert state.held_gpus == pytest.approx(0.4)
+    assert (state.begun, state.since_begin_s) == (before.begun + 1, 3.0)
+    rig.clock.now_s += 1.0
+    assert rig.pool.state == state, "that time passes is no news"
+    for task in tasks:
+        task.cancel()

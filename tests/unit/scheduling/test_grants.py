@@ -65,10 +65,12 @@ def test_pools_that_were_idle_for_a_while_give_the_only_gpu_back():
     assert (found.trainer_gpus, found.pools) == (1, {"rvc": 0.0, "f5": 0.0})
 
 
-def test_idle_pools_give_the_only_gpu_to_a_training_that_waits_at_once():
+def test_idle_pools_give_the_only_gpu_to_a_training_that_waits_after_a_moment():
     """First they drain: what they hold is nobody else's until then."""
     waiting = [WaitingTraining(1, 1.0)]
-    found = decide(waiting=waiting, pools=idle(held_gpus=0.5))
+    found = decide(waiting=waiting, pools=idle(held_gpus=0.5, idle_s=9.9))
+    assert found.pools == {"rvc": 0.5, "f5": 0.5}, "whoever speaks may only have paused"
+    found = decide(waiting=waiting, pools=idle(held_gpus=0.5, idle_s=10.0))
     assert (found.trainer_gpus, found.pools) == (0, {"rvc": 0.0, "f5": 0.0})
     assert decide(waiting=waiting, pools=idle()).trainer_gpus == 1
 
@@ -158,7 +160,7 @@ def test_pools_keep_their_least_where_there_is_more_than_one_gpu():
 
 
 def test_the_least_never_takes_the_last_gpu_of_trainings():
-    pools = idle(share=1.0, least=3, most=4, held_gpus=3.0)
+    pools = idle(share=1.0, least=3, most=4, held_gpus=3.0, idle_s=10.0)
     found = decide(nodes=FOUR, waiting=[WaitingTraining(1, 5.0)], pools=pools)
     assert sum(found.pools.values()) == 3.0
 

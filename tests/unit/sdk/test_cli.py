@@ -395,6 +395,7 @@ COMMANDS = {
     ],
     "models": ["list", "pull", "import"],
     "fleet": ["show", "queues", "usage", "quota", "set-quota", "drain", "resume"],
+    "webhook": ["create", "list", "delete", "verify"],
     "team": ["list", "create"],
     "key": ["list", "create", "revoke"],
     "": ["say", "batch", "convert", "engines", "config", "version"],

@@ -16,6 +16,7 @@ from services.common.jobs.model import (
     Released,
     StopKind,
     Succeeded,
+    TrainingGpus,
 )
 from services.common.jobs.tasks import Blob
 from services.trainer import model, records
@@ -272,7 +273,7 @@ async def test_a_training_on_a_drained_node_saves_and_leaves(play):
     }
     run.finish_training(train, checkpoint(7), stopped=True)
     outcome = await run.outcome()
-    assert outcome == Released("yield: saved at step 7; nodes/a is being drained")
+    assert outcome == Released("drain: saved at step 7; nodes/a is being drained")
     assert run.trainer.capacity().nodes[0].state == "drained"
     # It goes on elsewhere, from where it was.
     again = play((checkpoint(7),), number=2, max_steps=100, nodes=two_nodes(), orders=A_DRAINED)
@@ -320,6 +321,33 @@ async def test_drained_nodes_and_grants_bound_what_is_offered(play):
         free.append(run.trainer.capacity().free["rvc.train"])
     # Ray does not know yet that the first one's GPU is taken.
     assert free == [1, 1, 0, 0, 0, 1]
+
+
+async def test_a_training_takes_no_gpu_that_is_not_granted(play):
+    """Ray may have one free that belongs to the pools."""
+    run = play(nodes=two_nodes(), orders=FleetOrders(grants={"trainer": 0.0}), max_steps=6)
+    await run.prepare()
+    await run.seen(lambda p: "waiting for a free GPU" in p.message)
+    (facts,) = run.trainer.capacity().gpus.trainings
+    assert facts == TrainingGpus("job-1", 1), "it waits"
+    assert [stage.spec.stage for stage in run.backend.stages] == [Stage.PREPARE]
+    run.trainer.obey(FleetOrders(grants={"trainer": 1.0}))
+    train = await run.next_stage(Stage.TRAIN)
+    train.train(1)
+    await run.seen(lambda p: p.step == 1)
+    (facts,) = run.trainer.capacity().gpus.trainings
+    assert facts == TrainingGpus("job-1", 1, "nodes/a")
+    assert facts.held_s > 0
+    assert not run.trainer._may_hold(1), "it holds all that is granted"
+    run.finish_training(train, checkpoint(6, epoch=3))
+    await run.next_stage(Stage.PUBLISH)
+    assert run.trainer.capacity().gpus.trainings == (TrainingGpus("job-1", 0),)
+
+
+async def test_a_grant_that_does_not_come_gives_the_job_back(play):
+    run = play(limits=Limits(poll_s=0.001, place_s=0.05), orders=FleetOrders(grants={"trainer": 0.0}))
+    await run.prepare()
+    assert isinstance(await run.outcome(), Released)
 
 
 async def test_a_training_waits_for_a_node_that_will_do(play):

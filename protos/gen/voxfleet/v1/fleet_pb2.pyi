@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from voxfleet.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,50 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RetentionCategory:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetentionCategoryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetentionCategory.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETENTION_CATEGORY_UNSPECIFIED: _RetentionCategory.ValueType  # 0
+    """Not given."""
+    RETENTION_CATEGORY_BYTES: _RetentionCategory.ValueType  # 1
+    """Content that nothing refers to any more, and that was looked at before."""
+    RETENTION_CATEGORY_ORPHANS: _RetentionCategory.ValueType  # 2
+    """Objects that no row names: an upload or an attempt ended before its commit."""
+    RETENTION_CATEGORY_INPUTS: _RetentionCategory.ValueType  # 3
+    """Uploaded audios after their time that nothing uses. They are hidden at once; their bytes follow as BYTES."""
+    RETENTION_CATEGORY_OUTPUTS: _RetentionCategory.ValueType  # 4
+    """Audios that jobs made, after their time, likewise."""
+    RETENTION_CATEGORY_UPLOADS: _RetentionCategory.ValueType  # 5
+    """Uploads after their time, with the parts of those that were not completed."""
+    RETENTION_CATEGORY_REQUESTS: _RetentionCategory.ValueType  # 6
+    """Request ids whose job is gone."""
+    RETENTION_CATEGORY_JOBS: _RetentionCategory.ValueType  # 7
+    """Finished jobs after their time; a batch takes its items along."""
+
+class RetentionCategory(_RetentionCategory, metaclass=_RetentionCategoryEnumTypeWrapper):
+    """Why something goes."""
+
+RETENTION_CATEGORY_UNSPECIFIED: RetentionCategory.ValueType  # 0
+"""Not given."""
+RETENTION_CATEGORY_BYTES: RetentionCategory.ValueType  # 1
+"""Content that nothing refers to any more, and that was looked at before."""
+RETENTION_CATEGORY_ORPHANS: RetentionCategory.ValueType  # 2
+"""Objects that no row names: an upload or an attempt ended before its commit."""
+RETENTION_CATEGORY_INPUTS: RetentionCategory.ValueType  # 3
+"""Uploaded audios after their time that nothing uses. They are hidden at once; their bytes follow as BYTES."""
+RETENTION_CATEGORY_OUTPUTS: RetentionCategory.ValueType  # 4
+"""Audios that jobs made, after their time, likewise."""
+RETENTION_CATEGORY_UPLOADS: RetentionCategory.ValueType  # 5
+"""Uploads after their time, with the parts of those that were not completed."""
+RETENTION_CATEGORY_REQUESTS: RetentionCategory.ValueType  # 6
+"""Request ids whose job is gone."""
+RETENTION_CATEGORY_JOBS: RetentionCategory.ValueType  # 7
+"""Finished jobs after their time; a batch takes its items along."""
+Global___RetentionCategory: _TypeAlias = RetentionCategory  # noqa: Y015
 
 @_typing.final
 class GetFleetRequest(_message.Message):
@@ -461,3 +506,95 @@ class ResumeNodeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeNodeRequest: _TypeAlias = ResumeNodeRequest  # noqa: Y015
+
+@_typing.final
+class PlanRetentionRequest(_message.Message):
+    """Asks what retention would remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_NAMES_FIELD_NUMBER: _builtins.int
+    max_names: _builtins.int
+    """Names of each category at most; 100 where 0, never more than 1000."""
+    def __init__(
+        self,
+        *,
+        max_names: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_names", b"max_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRetentionRequest: _TypeAlias = PlanRetentionRequest  # noqa: Y015
+
+@_typing.final
+class RetentionPlan(_message.Message):
+    """What retention would remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """False where counting stopped at a bound, and there is more."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """The ledger's time for which it holds."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionShare]:
+        """Of every category, also those of which nothing goes."""
+
+    def __init__(
+        self,
+        *,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        shares: _abc.Iterable[Global___RetentionShare] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "create_time", b"create_time", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionPlan: _TypeAlias = RetentionPlan  # noqa: Y015
+
+@_typing.final
+class RetentionShare(_message.Message):
+    """What goes of one category."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    category: Global___RetentionCategory.ValueType
+    """Why it goes."""
+    count: _builtins.int
+    """How many; of batches without their items."""
+    size_bytes: _builtins.int
+    """Their bytes in the object store."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The first of them: resource names, and keys of objects."""
+
+    def __init__(
+        self,
+        *,
+        category: Global___RetentionCategory.ValueType = ...,
+        count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "count", b"count", "names", b"names", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionShare: _TypeAlias = RetentionShare  # noqa: Y015

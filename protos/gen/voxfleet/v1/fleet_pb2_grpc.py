@@ -70,6 +70,11 @@ class FleetServiceStub:
                 request_serializer=voxfleet_dot_v1_dot_fleet__pb2.ResumeNodeRequest.SerializeToString,
                 response_deserializer=voxfleet_dot_v1_dot_fleet__pb2.Node.FromString,
                 _registered_method=True)
+        self.PlanRetention = channel.unary_unary(
+                '/voxfleet.v1.FleetService/PlanRetention',
+                request_serializer=voxfleet_dot_v1_dot_fleet__pb2.PlanRetentionRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_v1_dot_fleet__pb2.RetentionPlan.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -125,6 +130,13 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanRetention(self, request, context):
+        """What retention would remove if it ran now, orphans included; changes nothing. Operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +174,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ResumeNode,
                     request_deserializer=voxfleet_dot_v1_dot_fleet__pb2.ResumeNodeRequest.FromString,
                     response_serializer=voxfleet_dot_v1_dot_fleet__pb2.Node.SerializeToString,
+            ),
+            'PlanRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRetention,
+                    request_deserializer=voxfleet_dot_v1_dot_fleet__pb2.PlanRetentionRequest.FromString,
+                    response_serializer=voxfleet_dot_v1_dot_fleet__pb2.RetentionPlan.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +371,33 @@ class FleetService:
             '/voxfleet.v1.FleetService/ResumeNode',
             voxfleet_dot_v1_dot_fleet__pb2.ResumeNodeRequest.SerializeToString,
             voxfleet_dot_v1_dot_fleet__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/voxfleet.v1.FleetService/PlanRetention',
+            voxfleet_dot_v1_dot_fleet__pb2.PlanRetentionRequest.SerializeToString,
+            voxfleet_dot_v1_dot_fleet__pb2.RetentionPlan.FromString,
             options,
             channel_credentials,
             insecure,

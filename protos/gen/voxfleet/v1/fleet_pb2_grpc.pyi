@@ -47,6 +47,8 @@ class FleetServiceStub:
     """Takes no new work on a node, moves what it has. Operators only."""
     ResumeNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ResumeNodeRequest, _fleet_pb2.Node]
     """Lets a drained node work again. Operators only."""
+    PlanRetention: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.PlanRetentionRequest, _fleet_pb2.RetentionPlan]
+    """What retention would remove if it ran now, orphans included; changes nothing. Operators only."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -67,6 +69,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """Takes no new work on a node, moves what it has. Operators only."""
     ResumeNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ResumeNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
     """Lets a drained node work again. Operators only."""
+    PlanRetention: _aio.UnaryUnaryMultiCallable[_fleet_pb2.PlanRetentionRequest, _fleet_pb2.RetentionPlan]  # type: ignore[assignment]
+    """What retention would remove if it ran now, orphans included; changes nothing. Operators only."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """The fleet: its nodes, GPUs, queues, quotas and usage."""
@@ -126,5 +130,13 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.Node, _abc.Awaitable[_fleet_pb2.Node]]:
         """Lets a drained node work again. Operators only."""
+
+    @_abc_1.abstractmethod
+    def PlanRetention(
+        self,
+        request: _fleet_pb2.PlanRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.RetentionPlan, _abc.Awaitable[_fleet_pb2.RetentionPlan]]:
+        """What retention would remove if it ran now, orphans included; changes nothing. Operators only."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1073,6 +1073,8 @@ class Webhook(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`teams/{team}/webhooks/{webhook}`."""
     url: _builtins.str
@@ -1083,6 +1085,14 @@ class Webhook(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """States to tell of; all final ones where empty."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made. Output only."""
+
+    @_builtins.property
+    def status(self) -> Global___WebhookStatus:
+        """How its deliveries fare; in lists. Output only."""
+
     def __init__(
         self,
         *,
@@ -1090,14 +1100,68 @@ class Webhook(_message.Message):
         url: _builtins.str = ...,
         states: _abc.Iterable[Global___JobState.ValueType] | None = ...,
         secret: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        status: Global___WebhookStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "secret", b"secret", "states", b"states", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "secret", b"secret", "states", b"states", "status", b"status", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
+
+@_typing.final
+class WebhookStatus(_message.Message):
+    """How a webhook's deliveries fare."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PENDING_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
+    REST_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    DISABLE_TIME_FIELD_NUMBER: _builtins.int
+    pending: _builtins.int
+    """Those that have neither arrived nor been given up, counted up to 1000."""
+    given_up: _builtins.int
+    """Those that were given up in the last three days, counted up to 1000."""
+    failures: _builtins.int
+    """Attempts that failed since the last that arrived."""
+    last_error: _builtins.str
+    """What the last failed attempt met, such as `HTTP 500`."""
+    @_builtins.property
+    def last_error_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    @_builtins.property
+    def rest_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it rests, since it failed too often in a row."""
+
+    @_builtins.property
+    def disable_time(self) -> _timestamp_pb2.Timestamp:
+        """Set where it answered 410: nothing more is written for it."""
+
+    def __init__(
+        self,
+        *,
+        pending: _builtins.int = ...,
+        given_up: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        last_error_time: _timestamp_pb2.Timestamp | None = ...,
+        rest_until_time: _timestamp_pb2.Timestamp | None = ...,
+        disable_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disable_time", b"disable_time", "last_error_time", b"last_error_time", "rest_until_time", b"rest_until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disable_time", b"disable_time", "failures", b"failures", "given_up", b"given_up", "last_error", b"last_error", "last_error_time", b"last_error_time", "pending", b"pending", "rest_until_time", b"rest_until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookStatus: _TypeAlias = WebhookStatus  # noqa: Y015
 
 @_typing.final
 class CreateWebhookRequest(_message.Message):

@@ -24,6 +24,12 @@ def _class(queue: fleet_pb2.Queue) -> str:
     return job_pb2.PriorityClass.Name(queue.priority_class).removeprefix("PRIORITY_CLASS_")
 
 
+def _category(share: fleet_pb2.RetentionShare) -> str:
+    from voxfleet.v1 import fleet_pb2
+
+    return fleet_pb2.RetentionCategory.Name(share.category).removeprefix("RETENTION_CATEGORY_")
+
+
 NODE_COLUMNS: list[output.Column[fleet_pb2.Node]] = [
     ("NODE", lambda node: node.name.rpartition("/")[2]),
     ("STATE", lambda node: node.state),
@@ -47,6 +53,11 @@ QUEUE_COLUMNS: list[output.Column[fleet_pb2.Queue]] = [
     ("QUEUED", lambda queue: queue.queued),
     ("RUNNING", lambda queue: queue.running),
     ("OLDEST (S)", lambda queue: f"{queue.oldest_wait_s:.1f}"),
+]
+RETENTION_COLUMNS: list[output.Column[fleet_pb2.RetentionShare]] = [
+    ("CATEGORY", _category),
+    ("COUNT", lambda share: share.count),
+    ("BYTES", lambda share: share.size_bytes),
 ]
 
 
@@ -129,3 +140,27 @@ def drain(session: Session, node: NodeName) -> None:
 def resume(session: Session, node: NodeName) -> None:
     """Let a drained node work again. Operators only."""
     session.show(session.client.fleet.resume(node))
+
+
+@command(group, "retention")
+def retention(
+    session: Session,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go. Required: what goes, goes by itself.")
+    ] = False,
+    names: Annotated[int, typer.Option(min=1, max=1000, help="Names of each category at most.")] = 100,
+) -> None:
+    """List what retention would remove if it ran now. Operators only."""
+    if not dry_run:
+        raise typer.BadParameter("retention runs by itself, every minute; --dry-run lists what would go")
+    plan = session.client.fleet.plan_retention(max_names=names)
+    if session.as_json:
+        session.show(plan)
+        return
+    output.print_table(RETENTION_COLUMNS, plan.shares)
+    for share in plan.shares:
+        for name in share.names:
+            session.say(f"{_category(share)} {name}")
+    if not plan.complete:
+        session.say("there is more: counting stopped at a bound")

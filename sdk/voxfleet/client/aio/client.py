@@ -14,6 +14,7 @@ from voxfleet.client.aio.jobs import JobGroup
 from voxfleet.client.aio.synthesis import SynthesisGroup
 from voxfleet.client.aio.trust import TrustGroup
 from voxfleet.client.aio.voices import VoiceGroup
+from voxfleet.client.aio.webhooks import WebhookGroup
 from voxfleet.client.config import ClientConfig, find_config
 from voxfleet.client.retry import RetryPolicy
 
@@ -41,6 +42,7 @@ class AsyncClient:
         jobs: follows jobs and steers them.
         fleet: nodes, queues, quotas, usage.
         trust: teams and keys.
+        webhooks: who is told of jobs.
 
     Raises:
         ConfigurationError: no endpoint is configured.
@@ -67,6 +69,7 @@ class AsyncClient:
         self.jobs = JobGroup(calls)
         self.fleet = FleetGroup(calls)
         self.trust = TrustGroup(calls)
+        self.webhooks = WebhookGroup(calls)
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -89,6 +89,14 @@ class FleetGroup:
         request = fleet_pb2.ResumeNodeRequest(name=names.node_name(node))
         return await self._calls.unary(self._stub.ResumeNode, request, safe=True)
 
+    async def plan_retention(self, *, max_names: int = 100) -> fleet_pb2.RetentionPlan:
+        """What retention would remove if it ran now; changes nothing. Operators only.
+
+        It lists the object store, and has five minutes for that.
+        """
+        request = fleet_pb2.PlanRetentionRequest(max_names=max_names)
+        return await self._calls.unary(self._stub.PlanRetention, request, safe=True, timeout_s=300.0)
+
     def _quota_name(self, team: str) -> str:
         return f"{names.team_name(team or self._calls.config.team)}/quota"
 

@@ -17,6 +17,7 @@ from voxfleet.client.sync.jobs import JobGroup
 from voxfleet.client.sync.synthesis import SynthesisGroup
 from voxfleet.client.sync.trust import TrustGroup
 from voxfleet.client.sync.voices import VoiceGroup
+from voxfleet.client.sync.webhooks import WebhookGroup
 
 
 class Client:
@@ -42,6 +43,7 @@ class Client:
         jobs: follows jobs and steers them.
         fleet: nodes, queues, quotas, usage.
         trust: teams and keys.
+        webhooks: who is told of jobs.
 
     Raises:
         ConfigurationError: no endpoint is configured.
@@ -68,6 +70,7 @@ class Client:
         self.jobs = JobGroup(calls)
         self.fleet = FleetGroup(calls)
         self.trust = TrustGroup(calls)
+        self.webhooks = WebhookGroup(calls)
 
     def close(self) -> None:
         """Closes the connection."""

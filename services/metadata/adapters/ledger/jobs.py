@@ -37,7 +37,8 @@ class JobQueries(Statements):
 
         Errors: JOB_NOT_FOUND where it depends on one that there is not.
         """
-        blockers = {job.id: await self._depend(team, job) for job in jobs if job.depends_on}
+        open_ones = {job.id: await self._depend(team, job) for job in jobs if job.depends_on}
+        blockers = {job: len(names) for job, names in open_ones.items()}
         head, items = (list(jobs), []) if len(jobs) < _COPIED_FROM else ([jobs[0]], jobs[1:])
         parent = head[0]
         rows = [{**new_row(job), "blockers": _blockers(job, blockers, parent)} for job in head]
@@ -45,7 +46,7 @@ class JobQueries(Statements):
         await self._run("insert_first_events", team=team, jobs=Jsonb(rows))
         if items:
             await self._copy_items(team, parent, items, blockers.get(parent.id, 0))
-        waits = [(job.id, name) for job in head for name in job.depends_on if blockers.get(job.id)]
+        waits = [(job, name) for job, names in open_ones.items() for name in names]
         if waits:
             await self._run(
                 "insert_dependencies",
@@ -54,8 +55,8 @@ class JobQueries(Statements):
                 depends_on=[name for _, name in waits],
             )
 
-    async def _depend(self, team: str, job: NewJob) -> int:
-        """How many of the jobs that it depends on have not succeeded; they learn that it waits for them."""
+    async def _depend(self, team: str, job: NewJob) -> list[str]:
+        """Which of the jobs that it depends on have not succeeded; they learn that it waits for them."""
         rows = await self._rows("lock_dependencies", team=team, jobs=list(job.depends_on))
         states = {row["id"]: JobState(row["state"]) for row in rows}
         for name in job.depends_on:
@@ -70,7 +71,7 @@ class JobQueries(Statements):
         open_ones = [name for name, state in states.items() if state not in FINAL_STATES]
         if open_ones:
             await self._run("mark_dependents", jobs=open_ones)
-        return len(open_ones)
+        return open_ones
 
     async def _copy_items(self, team: str, batch: NewJob, items: Sequence[NewJob], blockers: int) -> None:
         """Many items of one batch, alike in everything but what COPY carries."""
@@ -172,10 +173,16 @@ class JobQueries(Statements):
         return await self._with_event(row, message)
 
     async def requeue(self, job: Job, message: str, *, more_attempts: int) -> Job:
-        """Queues an ended job anew."""
+        """Queues an ended job anew; what it depends on must have succeeded by the time that it begins."""
         if job.parent_id:
-            await self._run("uncount_item", job_id=job.id, state=job.state.value)
-        row = await self._row("requeue", job_id=job.id, more_attempts=more_attempts)
+            await self._run("uncount_item", parent_id=job.parent_id, state=job.state.value)
+            waits = await self._row("blockers_of", job_id=job.parent_id)
+        else:
+            waits = await self._row("depend_again", job_id=job.id)
+        blockers = int(waits["blockers"]) if waits else 0
+        row = await self._row("requeue", job_id=job.id, more_attempts=more_attempts, blockers=blockers)
+        if job.kind == "batch":
+            await self._run("unblock_items", job_id=job.id, blockers=blockers)
         return await self._with_event(row, message)
 
     async def update_job(self, job: str, changes: Mapping[str, Any]) -> None:

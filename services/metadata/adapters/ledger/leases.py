@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from services.common.jobs.model import Checkpoint, Fence, Progress
 from services.metadata.adapters.ledger.rows import (
+    array,
     beat_row,
     checkpoint_of,
     end_row,
@@ -16,8 +19,9 @@ from services.metadata.adapters.ledger.rows import (
     quota_of,
 )
 from services.metadata.adapters.ledger.statements import Statements
+from services.metadata.adapters.storable import storable
 from services.metadata.model.fleet import QuotaUse
-from services.metadata.model.jobs import CheckpointRow, End, Job, JobState, LeasedJob, PriorityClass
+from services.metadata.model.jobs import CheckpointRow, DoneJob, End, Job, JobState, LeasedJob, PriorityClass
 from services.metadata.scheduling.lanes import LaneKey, Pick
 
 
@@ -49,15 +53,15 @@ class LeaseQueries(Statements):
         max_gpus: float,
     ) -> list[LeasedJob]:
         """Leases what the picks name, within each team's quota of GPUs."""
-        rows = await self._rows(
+        rows = await self._tuples(
             "claim",
             worker=worker,
             node=node,
-            kinds=[pick.lane.kind for pick in picks],
-            classes=[int(pick.lane.priority_class) for pick in picks],
-            teams=[pick.lane.team for pick in picks],
-            counts=[pick.count for pick in picks],
-            after=[pick.after for pick in picks],
+            kinds=array([pick.lane.kind for pick in picks]),
+            classes=array([str(int(pick.lane.priority_class)) for pick in picks]),
+            teams=array([pick.lane.team for pick in picks]),
+            counts=array([str(pick.count) for pick in picks]),
+            after=array([str(pick.after) for pick in picks]),
             lease_s=lease_s,
             gpu_types=list(gpu_types),
             max_gpus=max_gpus,
@@ -89,6 +93,20 @@ class LeaseQueries(Statements):
     async def finish(self, ends: Sequence[End]) -> list[Job]:
         """Ends the attempts whose fences still hold; returns their jobs."""
         return [job_of(row) for row in await self._rows("finish", ends=Jsonb([end_row(end) for end in ends]))]
+
+    async def succeed(self, results: Mapping[Fence, Mapping[str, Any] | None]) -> dict[Fence, DoneJob]:
+        """Ends attempts well that made no rows; returns the jobs whose fence still held, by fence."""
+        fences = list(results)
+        rows = await self._tuples(
+            "succeed",
+            jobs=array([fence.job_id for fence in fences]),
+            attempts=array([str(fence.attempt) for fence in fences]),
+            tokens=array([fence.lease_token for fence in fences]),
+            results=array(
+                [None if each is None else json.dumps(storable(each)) for each in results.values()]
+            ),
+        )
+        return {fences[place - 1]: DoneJob(*values) for place, *values in rows}
 
     async def expired(self, limit: int) -> list[Job]:
         """Jobs whose lease has expired, locked."""

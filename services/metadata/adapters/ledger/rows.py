@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -28,6 +28,15 @@ from services.metadata.model.jobs import (
 def jsonb(value: Mapping[str, Any] | None) -> Jsonb | None:
     """A value as Postgres can store it."""
     return None if value is None else Jsonb(storable(value))
+
+
+def array(values: Iterable[str | None]) -> str:
+    """An array as Postgres reads one; for a driver to write a long list costs more than to claim it."""
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def job_of(row: Row) -> Job:
@@ -79,29 +88,29 @@ def job_of(row: Row) -> Job:
 
 def _counts(row: Row) -> dict[str, int]:
     """A batch's counts but for those that run, which only a look at the leases tells."""
-    found = {name: row[f"items_{name}"] for name in ("total", "succeeded", "failed", "cancelled")}
+    found = {name: max(0, row[f"items_{name}"]) for name in ("total", "succeeded", "failed", "cancelled")}
     ended = found["succeeded"] + found["failed"] + found["cancelled"]
     return {**found, "queued": max(0, found["total"] - ended), "running": 0}
 
 
-def leased_of(row: Row) -> LeasedJob:
-    """A job that was just claimed."""
+def leased_of(values: Sequence[Any]) -> LeasedJob:
+    """A job that was just claimed, from the values of its row in the order of the model's fields."""
     return LeasedJob(
-        team=row["team"],
-        id=row["id"],
-        kind=row["kind"],
-        priority_class=PriorityClass(row["priority_class"]),
-        task=row["task"],
-        parent_id=row["parent_id"] or "",
-        item_id=row["item_id"],
-        attempt=row["attempt"],
-        lease_token=row["lease_token"],
-        queue_key=row["queue_key"],
-        gpus=row["gpus"],
-        size=row["size"],
-        batch_scale=row["batch_scale"],
-        avoid_nodes=tuple(row["avoid_nodes"]),
-        traceparent=row["traceparent"],
+        team=values[0],
+        id=values[1],
+        kind=values[2],
+        priority_class=PriorityClass(values[3]),
+        task=json.loads(values[4]),
+        parent_id=values[5],
+        item_id=values[6],
+        attempt=values[7],
+        lease_token=values[8],
+        queue_key=values[9],
+        gpus=values[10],
+        size=values[11],
+        batch_scale=values[12],
+        avoid_nodes=tuple(values[13]),
+        traceparent=values[14],
     )
 
 

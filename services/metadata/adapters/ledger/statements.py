@@ -10,8 +10,14 @@ from psycopg.rows import dict_row
 
 from services.metadata.sql import statements
 
+
+def _bare(text: str) -> str:
+    """A statement without its comments: what is long the driver takes apart anew each time."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+
+
 SQL = {
-    name: text
+    name: _bare(text)
     for file in ("jobs.sql", "batches.sql", "leases.sql", "fleet.sql")
     for name, text in statements(file).items()
 }
@@ -30,6 +36,11 @@ class Statements:
 
     async def _rows(self, statement: str, /, **parameters: Any) -> list[Row]:
         return await self._fetch(SQL[statement], parameters)
+
+    async def _tuples(self, statement: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Rows without their columns' names: for statements of which many rows are read a second."""
+        cursor = await self._driver.execute(SQL[statement], parameters)
+        return await cursor.fetchall()
 
     async def _row(self, statement: str, /, **parameters: Any) -> Row | None:
         rows = await self._fetch(SQL[statement], parameters)

@@ -88,10 +88,12 @@ CREATE TABLE job_dependencies (
   job_id     text NOT NULL REFERENCES jobs ON DELETE CASCADE,
   depends_on text NOT NULL,
   team       text NOT NULL,
+  -- Once the other's end has been dealt with. The row stays: a job that is retried may have to wait anew.
+  settled    boolean NOT NULL DEFAULT false,
   PRIMARY KEY (job_id, depends_on),
   CHECK (job_id <> depends_on)
 );
-CREATE INDEX job_dependencies_of ON job_dependencies (depends_on);
+CREATE INDEX job_dependencies_of ON job_dependencies (depends_on) WHERE NOT settled;
 
 -- How the items of batches ended, one row per end: added up by one process, fought for by none.
 CREATE TABLE batch_ticks (
@@ -116,7 +118,12 @@ ALTER TABLE teams DROP COLUMN weight;
 -- VOLATILE on purpose: it sees what was committed since the claiming statement began, so that two claimers
 -- who locked a team's quota one after the other cannot both take its last GPU.
 CREATE FUNCTION gpus_held(of_team text) RETURNS double precision LANGUAGE sql VOLATILE AS
-  $$ SELECT coalesce(sum(gpus), 0)::float8 FROM jobs WHERE team = of_team AND lease_token IS NOT NULL $$;
+  $$ SELECT coalesce(sum(gpus::float8), 0) FROM jobs WHERE team = of_team AND lease_token IS NOT NULL $$;
+-- The same of many teams at once: to begin a function costs as much as to count for several teams.
+CREATE FUNCTION gpus_held_by(teams text[]) RETURNS TABLE (team text, gpus double precision)
+  LANGUAGE sql VOLATILE AS
+  $$ SELECT j.team, sum(j.gpus::float8) FROM jobs AS j
+     WHERE j.team = ANY(teams) AND j.lease_token IS NOT NULL GROUP BY j.team $$;
 
 -- Nodes that take no new work, by an operator's word.
 CREATE TABLE drained_nodes (

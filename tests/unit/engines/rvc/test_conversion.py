@@ -130,6 +130,16 @@ def test_spans_tile_and_cut_where_it_is_quiet():
     assert 19 * 50 <= spans[0][1] <= 19.2 * 50
 
 
+def test_after_a_lack_of_memory_chunks_are_shorter_and_still_tile():
+    audio = voiced_tone(65, 16_000)
+    frames = len(audio) // 320
+    spans = chunk_spans(audio, frames, scale=0.5)
+    assert (spans[0][0], spans[-1][1]) == (0, frames)
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    assert all(end - begin <= 600 for begin, end in spans)
+    assert len(chunk_spans(audio, frames, scale=1e-9)) <= frames / 80, "never down to nothing"
+
+
 def test_conversion_stops_when_asked(voice):
     calls = []
     with pytest.raises(VoxfleetError) as caught:
@@ -144,6 +154,19 @@ def test_conversion_stops_when_asked(voice):
     assert len(calls) == 1
 
 
+def test_it_stops_in_the_middle_of_a_chunk_too(voice):
+    polls, calls = itertools.count(), []
+    with pytest.raises(VoxfleetError) as caught:
+        convert(
+            voice,
+            voiced_tone(2, 16_000),
+            16_000,
+            on_progress=calls.append,
+            should_stop=lambda: next(polls) >= 1,
+        )
+    assert (caught.value.reason, calls) == (Reason.CANCELLED, [])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -152,6 +175,7 @@ def test_conversion_stops_when_asked(voice):
         {"filter_radius": 8},
         {"rms_mix_rate": -0.1},
         {"protect": 0.6},
+        {"chunk_scale": 1.1},
     ],
 )
 def test_knobs_out_of_range_are_refused(change):

@@ -91,11 +91,6 @@ class CatalogServiceStub:
                 request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageRequest.SerializeToString,
                 response_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageResponse.FromString,
                 _registered_method=True)
-        self.TakeGarbage = channel.unary_unary(
-                '/voxfleet.internal.v1.CatalogService/TakeGarbage',
-                request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageRequest.SerializeToString,
-                response_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageResponse.FromString,
-                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -179,13 +174,6 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def TakeGarbage(self, request, context):
-        """Takes keys that no row names any more; the caller deletes their bytes.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -243,11 +231,6 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.RecordUsage,
                     request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageRequest.FromString,
                     response_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageResponse.SerializeToString,
-            ),
-            'TakeGarbage': grpc.unary_unary_rpc_method_handler(
-                    servicer.TakeGarbage,
-                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageRequest.FromString,
-                    response_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -548,33 +531,6 @@ class CatalogService:
             '/voxfleet.internal.v1.CatalogService/RecordUsage',
             voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageRequest.SerializeToString,
             voxfleet_dot_internal_dot_v1_dot_catalog__pb2.RecordUsageResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def TakeGarbage(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/voxfleet.internal.v1.CatalogService/TakeGarbage',
-            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageRequest.SerializeToString,
-            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.TakeGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

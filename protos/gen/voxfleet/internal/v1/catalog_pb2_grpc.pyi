@@ -56,8 +56,6 @@ class CatalogServiceStub:
     """Records a bundle whose files are in the store."""
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RecordUsageRequest, _catalog_pb2.RecordUsageResponse]
     """Records what a streamed synthesis used."""
-    TakeGarbage: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.TakeGarbageRequest, _catalog_pb2.TakeGarbageResponse]
-    """Takes keys that no row names any more; the caller deletes their bytes."""
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -86,8 +84,6 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Records a bundle whose files are in the store."""
     RecordUsage: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RecordUsageRequest, _catalog_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """Records what a streamed synthesis used."""
-    TakeGarbage: _aio.UnaryUnaryMultiCallable[_catalog_pb2.TakeGarbageRequest, _catalog_pb2.TakeGarbageResponse]  # type: ignore[assignment]
-    """Takes keys that no row names any more; the caller deletes their bytes."""
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     """What services ask of the record besides the public methods. Served by metadata."""
@@ -179,13 +175,5 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RecordUsageResponse, _abc.Awaitable[_catalog_pb2.RecordUsageResponse]]:
         """Records what a streamed synthesis used."""
-
-    @_abc_1.abstractmethod
-    def TakeGarbage(
-        self,
-        request: _catalog_pb2.TakeGarbageRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_catalog_pb2.TakeGarbageResponse, _abc.Awaitable[_catalog_pb2.TakeGarbageResponse]]:
-        """Takes keys that no row names any more; the caller deletes their bytes."""
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -182,6 +182,8 @@ class WorkerCapacity(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     DEFAULT_BUNDLE_FIELD_NUMBER: _builtins.int
     LEASES_SEEN_FIELD_NUMBER: _builtins.int
+    TRAININGS_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     default_bundle: _builtins.str
     """The bundle it uses where a request names none."""
     leases_seen: _builtins.int
@@ -194,6 +196,14 @@ class WorkerCapacity(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_fleet_pb2.Node]:
         """Ray nodes it sees."""
 
+    @_builtins.property
+    def trainings(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingGpus]:
+        """Its trainings and the GPUs that they hold."""
+
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolState]:
+        """Its pools of replicas."""
+
     def __init__(
         self,
         *,
@@ -201,14 +211,112 @@ class WorkerCapacity(_message.Message):
         nodes: _abc.Iterable[_fleet_pb2.Node] | None = ...,
         default_bundle: _builtins.str = ...,
         leases_seen: _builtins.int = ...,
+        trainings: _abc.Iterable[Global___TrainingGpus] | None = ...,
+        pools: _abc.Iterable[Global___PoolState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_bundle", b"default_bundle", "free", b"free", "leases_seen", b"leases_seen", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_bundle", b"default_bundle", "free", b"free", "leases_seen", b"leases_seen", "nodes", b"nodes", "pools", b"pools", "trainings", b"trainings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerCapacity: _TypeAlias = WorkerCapacity  # noqa: Y015
+
+@_typing.final
+class TrainingGpus(_message.Message):
+    """What a running training has of the GPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's id (a UUID)."""
+    gpus: _builtins.float
+    """GPUs that it holds or will ask for; 0 where it needs none any more."""
+    node: _builtins.str
+    """Where it holds them; empty where it does not."""
+    held_s: _builtins.float
+    """For how long it has held them."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        gpus: _builtins.float = ...,
+        node: _builtins.str = ...,
+        held_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "held_s", b"held_s", "job_id", b"job_id", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingGpus: _TypeAlias = TrainingGpus  # noqa: Y015
+
+@_typing.final
+class PoolState(_message.Message):
+    """What a pool of replicas holds, and the streamed requests that no job stands for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GPUS_EACH_FIELD_NUMBER: _builtins.int
+    PLACES_EACH_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    HELD_GPUS_FIELD_NUMBER: _builtins.int
+    STREAMS_WAITING_FIELD_NUMBER: _builtins.int
+    STREAMS_RUNNING_FIELD_NUMBER: _builtins.int
+    STREAMS_WAITED_S_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
+    SINCE_BEGIN_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As grants name it: `f5`, `rvc`."""
+    gpus_each: _builtins.float
+    """Share of a GPU of one replica; 0 where it needs none."""
+    places_each: _builtins.int
+    """Jobs that a replica runs at once."""
+    least: _builtins.int
+    """Replicas that are always kept, by setting."""
+    most: _builtins.int
+    """Replicas at most, by setting."""
+    held_gpus: _builtins.float
+    """What its replicas hold on nodes that are not drained."""
+    streams_waiting: _builtins.int
+    """Streamed requests that wait for a slot."""
+    streams_running: _builtins.int
+    """Streamed requests that are served."""
+    streams_waited_s: _builtins.float
+    """For how long the oldest of those has waited that wait."""
+    begun: _builtins.int
+    """Calls begun so far."""
+    since_begin_s: _builtins.float
+    """Since the last call began; negative where none did."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        gpus_each: _builtins.float = ...,
+        places_each: _builtins.int = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+        held_gpus: _builtins.float = ...,
+        streams_waiting: _builtins.int = ...,
+        streams_running: _builtins.int = ...,
+        streams_waited_s: _builtins.float = ...,
+        begun: _builtins.int = ...,
+        since_begin_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "gpus_each", b"gpus_each", "held_gpus", b"held_gpus", "least", b"least", "most", b"most", "name", b"name", "places_each", b"places_each", "since_begin_s", b"since_begin_s", "streams_running", b"streams_running", "streams_waited_s", b"streams_waited_s", "streams_waiting", b"streams_waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolState: _TypeAlias = PoolState  # noqa: Y015
 
 @_typing.final
 class Heartbeats(_message.Message):

@@ -1,0 +1,1 @@
+"""The ledger in worlds of their own: clocks that jump, networks that lose, processes that die; by a seed."""
