@@ -14,9 +14,7 @@ from services.audio.adapters.grpc_catalog import GrpcCatalog
 from services.audio.adapters.object_store import ThreadedObjects
 from services.audio.adapters.process_examiner import ProcessExaminer
 from services.audio.app.audios import Audios
-from services.audio.app.collector import Collector
 from services.audio.app.finishing import Finisher
-from services.audio.app.keys import KeyGuard
 from services.audio.app.uploads import Uploads
 from services.audio.servicer import AudioServicer
 from services.audio.settings import AudioSettings
@@ -48,13 +46,11 @@ async def main(settings: AudioSettings, s3: S3Settings) -> None:
         time_limit_s=settings.examine_timeout_s,
         memory_bytes=settings.examine_memory_mb * 1024 * 1024,
     )
-    keys = KeyGuard()
     uploads = Uploads(
         Finisher(
             catalog=catalog,
             objects=objects,
             examiner=examiner,
-            keys=keys,
             limits=settings.limits,
             scratch_dir=scratch_dir,
             slots=asyncio.Semaphore(settings.upload_finishing),
@@ -71,19 +67,17 @@ async def main(settings: AudioSettings, s3: S3Settings) -> None:
         services=[SERVICE],
     )
     await server.start()
-    collector = Collector(catalog, objects, keys)
 
-    async def run() -> None:
+    async def start() -> None:
         await asyncio.gather(_answers(catalog, objects), examiner.warm())
         await server.ready()
-        await collector.run(settings.collect_interval_s)
 
-    running = asyncio.create_task(run())
+    starting = asyncio.create_task(start())
 
     async def stop() -> None:
-        running.cancel()
+        starting.cancel()
         with suppress(asyncio.CancelledError):
-            await running
+            await starting
         await server.drain()
         # Calls are over; what was received of uploads that were cut by it is still being stored.
         await uploads.drain(settings.drain_s)
@@ -91,9 +85,9 @@ async def main(settings: AudioSettings, s3: S3Settings) -> None:
     # A start that fails ends the process: a supervisor tells it better than a service that never serves.
     stopper = asyncio.create_task(run_until_stopped(stop))
     try:
-        await asyncio.wait({stopper, running}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopper.done() and running.done() and not running.cancelled():
-            running.result()
+        await asyncio.wait({stopper, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopper.done() and starting.done() and not starting.cancelled():
+            starting.result()
         await stopper
     finally:
         examiner.close()

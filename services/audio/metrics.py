@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import threading
+from dataclasses import dataclass
+
 from prometheus_client import Counter, Gauge, Histogram
 
 UPLOADS = Counter(
@@ -12,7 +16,8 @@ UPLOADS = Counter(
 UPLOAD_BYTES = Counter("voxfleet_audio_upload_bytes_total", "Bytes of uploads made durable.")
 STREAMS = Gauge("voxfleet_audio_upload_streams", "Upload streams being served.")
 STAGING_BYTES = Gauge(
-    "voxfleet_audio_staging_bytes", "Bytes this process put into staging and did not yet delete."
+    "voxfleet_audio_staging_bytes",
+    "Bytes this process put into staging and did not delete, of uploads that have not expired.",
 )
 EXAMINE_SECONDS = Histogram(
     "voxfleet_audio_examine_seconds",
@@ -24,17 +29,50 @@ EXAMINER_DEATHS = Counter(
     "voxfleet_audio_examiner_deaths_total", "Measuring processes that ended unasked, by cause.", ["cause"]
 )
 DOWNLOAD_BYTES = Counter("voxfleet_audio_download_bytes_total", "Bytes of audio sent to clients.")
-COLLECTED = Counter("voxfleet_audio_collected_total", "Keys and prefixes deleted from the store.", ["kind"])
-
-_staged: dict[str, int] = {}
 
 
-def note_staged(prefix: str, size_bytes: int) -> None:
-    """A part was put under a staging prefix."""
-    _staged[prefix] = _staged.get(prefix, 0) + size_bytes
-    STAGING_BYTES.inc(size_bytes)
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    size_bytes: int
+    expires_at: dt.datetime | None
+
+    def is_there(self, now: dt.datetime) -> bool:
+        return self.expires_at is None or self.expires_at > now
+
+
+_staged: dict[str, _Staged] = {}
+# Prometheus reads in a thread of its own.
+_lock = threading.Lock()
+
+
+def note_staged(prefix: str, size_bytes: int, expires_at: dt.datetime | None) -> None:
+    """A part was put under the staging prefix of an upload, which metadata deletes once that has expired."""
+    with _lock:
+        found = _staged.get(prefix)
+        if found is None:
+            _forget_expired(_now())
+        _staged[prefix] = _Staged((found.size_bytes if found else 0) + size_bytes, expires_at)
 
 
 def note_unstaged(prefix: str) -> None:
     """Everything under a staging prefix was deleted."""
-    STAGING_BYTES.dec(_staged.pop(prefix, 0))
+    with _lock:
+        _staged.pop(prefix, None)
+
+
+def staging_bytes(now: dt.datetime) -> int:
+    """What this process put into staging and did not delete, in bytes, of uploads not yet expired."""
+    with _lock:
+        return sum(each.size_bytes for each in _staged.values() if each.is_there(now))
+
+
+def _forget_expired(now: dt.datetime) -> None:
+    for prefix in [prefix for prefix, each in _staged.items() if not each.is_there(now)]:
+        del _staged[prefix]
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+STAGING_BYTES.set_function(lambda: staging_bytes(_now()))

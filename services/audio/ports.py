@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 from services.audio.model import Assessment, Measures
-from services.audio.records import AudioSpec, AudioT, Examined, Garbage, ResolvedAudio, UploadRecord
+from services.audio.records import AudioSpec, AudioT, Examined, ResolvedAudio, UploadRecord
 from services.common.jobs.tasks import Blob
 
 
@@ -44,10 +44,6 @@ class Catalog(Protocol[AudioT]):
         """Keeps the measures of an audio that had none. Errors: AUDIO_NOT_FOUND."""
         ...
 
-    async def take_garbage(self, limit: int) -> Garbage:
-        """What no row names any more, at most ``limit`` of each kind; it is told once."""
-        ...
-
 
 class Objects(Protocol):
     """The store's bytes. Errors: STORAGE_UNAVAILABLE, ARTIFACT_NOT_FOUND, ARTIFACT_CORRUPT."""
@@ -79,16 +75,8 @@ class Objects(Protocol):
         """A range of an object, in blocks; fewer bytes than asked for where the object ends."""
         ...
 
-    async def delete(self, keys: Sequence[str]) -> None:
-        """Deletes objects; what is not there is no error."""
-        ...
-
     async def delete_prefix(self, prefix: str) -> None:
         """Deletes everything under a prefix."""
-        ...
-
-    async def exists(self, key: str) -> bool:
-        """Whether an object is there."""
         ...
 
     async def presign(self, key: str, ttl_s: int) -> str:

@@ -47,14 +47,6 @@ class ResolvedAudio(Generic[AudioT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Garbage:
-    """What may be deleted from the store: keys, and prefixes with everything under them."""
-
-    keys: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Examined:
     """What decoding and measuring a file found."""
 

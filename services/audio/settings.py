@@ -35,7 +35,6 @@ class AudioSettings(ServiceSettings):
     examine_memory_mb: int = Field(
         4096, ge=0, description="address space of a measuring process; 0 for no bound"
     )
-    collect_interval_s: float = Field(60.0, gt=0, description="between looks for bytes that no row names")
     training_min_duration_s: float = Field(10.0, ge=0, description="least length of a training file")
     reference_min_duration_s: float = Field(3.0, ge=0, description="least length of a reference clip")
     reference_max_duration_s: float = Field(30.0, gt=0, description="greatest length of a reference clip")

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.audio import wire
 from services.audio.model import Assessment, Measures
-from services.audio.records import AudioSpec, Garbage, ResolvedAudio, UploadRecord
+from services.audio.records import AudioSpec, ResolvedAudio, UploadRecord
 from services.common.errors import VoxfleetError
 from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
 from services.common.jobs.tasks import Blob
@@ -91,12 +91,6 @@ class GrpcCatalog:
             assessment=wire.assessment_to_proto(assessment),
         )
         return await _answer(self._stub.StoreMeasures(request, timeout=TIMEOUT_S))
-
-    async def take_garbage(self, limit: int) -> Garbage:
-        """See the port."""
-        request = catalog_pb2.TakeGarbageRequest(limit=limit)
-        found = await _answer(self._stub.TakeGarbage(request, timeout=TIMEOUT_S))
-        return Garbage(tuple(found.keys), tuple(found.prefixes))
 
 
 async def _answer(call: Awaitable[T]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final, ParamSpec, TypeVar
@@ -66,18 +66,9 @@ class ThreadedObjects:
         finally:
             await self._call(_close, chunks)
 
-    async def delete(self, keys: Sequence[str]) -> None:
-        """See the port."""
-        for key in keys:
-            await self._call(self._store.delete, key)
-
     async def delete_prefix(self, prefix: str) -> None:
         """See the port."""
         await self._call(self._store.delete_prefix, prefix)
-
-    async def exists(self, key: str) -> bool:
-        """See the port."""
-        return await self._call(self._store.exists, key)
 
     async def presign(self, key: str, ttl_s: int) -> str:
         """See the port."""

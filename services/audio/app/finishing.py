@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, Generic
 
 from services.audio import metrics
-from services.audio.app.keys import KeyGuard
 from services.audio.grade import assess, check_file
 from services.audio.model import Limits
 from services.audio.ports import Catalog, Examiner, Objects
@@ -63,7 +62,6 @@ class Finisher(Generic[AudioT]):
     catalog: Catalog[AudioT]
     objects: Objects
     examiner: Examiner
-    keys: KeyGuard
     limits: Limits
     scratch_dir: Path
     slots: asyncio.Semaphore
@@ -119,19 +117,11 @@ class Finisher(Generic[AudioT]):
             size_bytes=size_bytes,
             media_type=found.media_type,
         )
-        async with self.keys.hold(blob.key):
-            was_there = await self.objects.exists(blob.key)
-            await self.objects.put_file(path, blob)
-            try:
-                audio = await self.catalog.commit_audio(
-                    record.name, blob, measures, assess(measures, spec.purpose, limits=self.limits)
-                )
-            except VoxfleetError as error:
-                # Where the answer was merely lost a row may name the bytes: only a plain no removes them.
-                if error.reason is Reason.UPLOAD_NOT_FOUND and not was_there:
-                    await self.objects.delete([blob.key])
-                raise
-            self.keys.note_commit(blob.key)
+        await self.objects.put_file(path, blob)
+        # What no row names in the end, metadata's sweeper deletes: it alone can tell.
+        audio = await self.catalog.commit_audio(
+            record.name, blob, measures, assess(measures, spec.purpose, limits=self.limits)
+        )
         await self._clear_staging(name)
         return audio
 
@@ -155,15 +145,15 @@ class Finisher(Generic[AudioT]):
         try:
             await self.objects.delete_prefix(prefix)
         except VoxfleetError as error:
-            # The upload's row outlives the commit: the collector is told the prefix when that expires.
-            log.warning("staging of %s stays for the collector: %s", name, error.message)
+            # The upload's row outlives the commit: the sweeper deletes both once that has expired.
+            log.warning("staging of %s stays until the upload expires: %s", name, error.message)
         else:
             metrics.note_unstaged(prefix)
 
     async def discard(self, upload: str) -> None:
         """Leaves neither row nor bytes of an upload that was refused.
 
-        The bytes go first: while the row is there, the collector still learns of them.
+        The bytes go first: while the row is there, the sweeper deletes them when it expires.
         """
         name = names.parse(upload, "uploads")
         prefix = staging_prefix(name.team, name.id)

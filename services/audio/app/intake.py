@@ -114,14 +114,16 @@ class Intake:
             await asyncio.shield(self._storing)
 
     async def _store(self, offset: int, data: bytes) -> None:
+        prefix = staging_prefix(self._name.team, self._name.id)
         await self._objects.put_part(staging_key(self._name.team, self._name.id, offset), data)
-        metrics.note_staged(staging_prefix(self._name.team, self._name.id), len(data))
+        metrics.note_staged(prefix, len(data), self._record.expires_at)
         try:
             await self._catalog.advance_upload(self._record.name, offset, offset + len(data))
         except VoxfleetError as error:
             if error.reason is Reason.UPLOAD_NOT_FOUND:
-                # It expired under the stream, and nobody else knows of this part.
-                await self._objects.delete_prefix(staging_prefix(self._name.team, self._name.id))
+                # It expired under the stream: no row names this part any more.
+                await self._objects.delete_prefix(prefix)
+                metrics.note_unstaged(prefix)
             # A repeat of a call whose answer was lost finds the offset moved already.
             if not _is_moved(error, offset + len(data)):
                 raise

@@ -52,10 +52,6 @@ class CatalogServer:
             request.name, _measures(request.measures), _assessment(request.assessment)
         )
 
-    async def TakeGarbage(self, request, context):
-        found = await self.catalog.take_garbage(request.limit)
-        return catalog_pb2.TakeGarbageResponse(keys=found.keys, prefixes=found.prefixes)
-
     def _record(self, method, record):
         self.callers.add((method, current_caller().team))
         self.trace_ids.add(current_trace_id())

@@ -15,9 +15,7 @@ from services.audio.adapters.grpc_catalog import GrpcCatalog
 from services.audio.adapters.object_store import ThreadedObjects
 from services.audio.adapters.process_examiner import ProcessExaminer
 from services.audio.app.audios import Audios
-from services.audio.app.collector import Collector
 from services.audio.app.finishing import Finisher
-from services.audio.app.keys import KeyGuard
 from services.audio.app.uploads import Uploads
 from services.audio.servicer import AudioServicer
 from services.audio.settings import AudioSettings
@@ -43,7 +41,6 @@ class Stage:
     catalog: MemoryCatalog
     catalog_server: CatalogServer
     store: MinioArtifactStore
-    collector: Collector
     address: str
     gateway_address: str
     """The gateway's forwarding before the same service, without its bearer tokens."""
@@ -75,11 +72,9 @@ async def stage(s3_settings, tmp_path) -> AsyncIterator[Stage]:
     assert await grpc_catalog.is_serving()
 
     examiner = ProcessExaminer(workers=1, time_limit_s=60.0, memory_bytes=0)
-    objects, keys = ThreadedObjects(store, threads=8), KeyGuard()
+    objects = ThreadedObjects(store, threads=8)
     await objects.check()
-    finisher = Finisher(
-        grpc_catalog, objects, examiner, keys, settings.limits, tmp_path, asyncio.Semaphore(2)
-    )
+    finisher = Finisher(grpc_catalog, objects, examiner, settings.limits, tmp_path, asyncio.Semaphore(2))
     uploads = Uploads(
         finisher, part_bytes=PART_BYTES, max_streams=64, end_grace_s=settings.upload_end_grace_s
     )
@@ -107,7 +102,6 @@ async def stage(s3_settings, tmp_path) -> AsyncIterator[Stage]:
         catalog,
         catalog_server,
         store,
-        Collector(grpc_catalog, objects, keys),
         address,
         f"127.0.0.1:{gateway.port}",
     )

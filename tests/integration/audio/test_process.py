@@ -107,7 +107,6 @@ def fleet(embedded_home, fresh_database, s3_settings, tmp_path) -> Iterator[Flee
             "VOXFLEET_BOOTSTRAP_TOKEN": "vf_alpha_token",
             "VOXFLEET_SCRATCH_DIR": str(scratch),
             "VOXFLEET_UPLOAD_PART_BYTES": str(PART_BYTES),
-            "VOXFLEET_COLLECT_INTERVAL_S": "0.2",
             "VOXFLEET_DRAIN_S": "2",
         },
         tmp_path,

@@ -175,14 +175,6 @@ async def test_without_the_service_token_nobody_is_let_in(stage, speech):
     await outsider.channel.close()
 
 
-async def test_garbage_goes_from_s3(stage, speech):
-    audio = await stage.client.upload(speech)
-    assert len(stage.stored()) == 1
-    stage.catalog.delete_audio(audio.name)
-    await stage.collector.collect()
-    assert stage.stored() == []
-
-
 async def test_many_uploads_at_once(stage, speech):
     files = [speech_file(3 + number % 4) + b"" for number in range(8)]
     audios = await asyncio.gather(*(stage.client.upload(data, size_bytes=len(data)) for data in files))

@@ -16,9 +16,7 @@ import soundfile as sf
 from services.audio.adapters import examine_child
 from services.audio.adapters.object_store import ThreadedObjects
 from services.audio.app.audios import Audios
-from services.audio.app.collector import Collector
 from services.audio.app.finishing import Finisher
-from services.audio.app.keys import KeyGuard
 from services.audio.app.uploads import Uploads
 from services.audio.model import Limits, Purpose
 from services.audio.records import AudioSpec, OpenStep, ResumeStep, Step
@@ -63,14 +61,12 @@ class Bench:
     limits: Limits = AudioSettings(service_token="x" * 16).limits
 
     def __post_init__(self) -> None:
-        self.keys = KeyGuard()
         self.objects = ThreadedObjects(self.store, threads=4)
         limits = self.limits
         self.finisher = Finisher(
             self.catalog,
             self.objects,
             self.examiner,
-            self.keys,
             limits,
             self.scratch_dir,
             asyncio.Semaphore(2),
@@ -83,7 +79,6 @@ class Bench:
             now=self.catalog.now,
         )
         self.audios = Audios(self.catalog, self.objects, self.examiner, limits, self.scratch_dir)
-        self.collector = Collector(self.catalog, self.objects, self.keys)
 
     def stored(self) -> list[str]:
         """Every key in the store."""

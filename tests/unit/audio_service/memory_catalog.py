@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from services.audio import wire
 from services.audio.model import Assessment, Measures
-from services.audio.records import AudioSpec, Garbage, ResolvedAudio, UploadRecord
+from services.audio.records import AudioSpec, ResolvedAudio, UploadRecord
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
 from services.common.jobs.tasks import Blob
@@ -98,18 +98,6 @@ class MemoryCatalog:
         audio.assessment.CopyFrom(wire.assessment_to_proto(assessment))
         return audio
 
-    async def take_garbage(self, limit: int) -> Garbage:
-        expired = [r.name for r in self.uploads.values() if r.expires_at and r.expires_at < self.now()]
-        prefixes = []
-        for name in expired[:limit]:
-            parsed = names.parse(name, "uploads")
-            prefixes.append(f"teams/{parsed.team}/staging/{parsed.id}/")
-            del self.uploads[name]
-        orphans = sorted(set(self.blobs) - set(self.key_of.values()))[:limit]
-        for key in orphans:
-            del self.blobs[key]
-        return Garbage(tuple(orphans), tuple(prefixes))
-
     def add_output(self, name: str, blob: Blob) -> None:
         """An audio that a job made: it comes without measures."""
         self._add(
@@ -118,11 +106,6 @@ class MemoryCatalog:
             ),
             blob,
         )
-
-    def delete_audio(self, name: str) -> None:
-        """What ``DeleteAudio`` does."""
-        del self.audios[name]
-        del self.key_of[name]
 
     def _add(self, audio: audio_pb2.Audio, blob: Blob) -> None:
         audio.sha256, audio.size_bytes, audio.media_type = blob.sha256, blob.size_bytes, blob.media_type

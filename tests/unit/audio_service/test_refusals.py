@@ -228,7 +228,7 @@ async def test_a_refusal_that_cannot_be_cleaned_up_is_still_told_and_left_to_exp
     with pytest.raises(VoxfleetError) as caught:
         await bench.send(b"no audio" * 100)
     assert caught.value.reason is Reason.INVALID_FORMAT
-    # The row stays with the bytes: it is by the row that the collector learns of them.
+    # The row stays with the bytes: it is by the row that the sweeper finds them.
     assert len(bench.catalog.uploads) == 1
     assert len(bench.stored()) == 1
 
@@ -239,7 +239,7 @@ def test_every_refusal_is_one_that_no_repeat_mends():
     assert Reason.INTERNAL not in finishing.REFUSALS
 
 
-async def test_an_upload_that_expired_before_its_commit_leaves_no_object(bench, speech):
+async def test_an_upload_that_expired_before_its_commit_makes_no_audio(bench, speech):
     commit = bench.catalog.commit_audio
 
     async def late(upload, *args):
@@ -250,7 +250,9 @@ async def test_an_upload_that_expired_before_its_commit_leaves_no_object(bench, 
     with pytest.raises(VoxfleetError) as caught:
         await bench.send(speech)
     assert caught.value.reason is Reason.UPLOAD_NOT_FOUND
-    assert [key for key in bench.stored() if "/sha256/" in key] == []
+    assert bench.catalog.audios == {}
+    # Whether a row names the content is metadata's to tell: the object is left to its sweeper.
+    assert [key.rpartition("/")[2] for key in bench.stored() if "/sha256/" in key] == [sha256(speech)]
 
 
 async def test_parts_lost_in_the_store_are_told_and_the_upload_is_given_up(tmp_path, speech):
