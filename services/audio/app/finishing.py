@@ -117,11 +117,17 @@ class Finisher(Generic[AudioT]):
             size_bytes=size_bytes,
             media_type=found.media_type,
         )
+        verdict = assess(measures, spec.purpose, limits=self.limits)
         await self.objects.put_file(path, blob)
-        # What no row names in the end, metadata's sweeper deletes: it alone can tell.
-        audio = await self.catalog.commit_audio(
-            record.name, blob, measures, assess(measures, spec.purpose, limits=self.limits)
-        )
+        # What no row names in the end, metadata's sweeper collects: it alone can tell.
+        try:
+            audio = await self.catalog.commit_audio(record.name, blob, measures, verdict)
+        except VoxfleetError as error:
+            if error.reason is not Reason.ARTIFACT_NOT_FOUND:
+                raise
+            # The sweeper deleted the same content between the two; it is done with that now.
+            await self.objects.put_file(path, blob)
+            audio = await self.catalog.commit_audio(record.name, blob, measures, verdict)
         await self._clear_staging(name)
         return audio
 

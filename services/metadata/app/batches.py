@@ -54,7 +54,8 @@ async def _count(tx: Transaction, batch: Job) -> Job:
     await tx.set_batch_progress(batch.id, progress)
     if done >= total:
         return await _end(tx, batch, counts)
-    if batch.state is JobState.QUEUED and done > counts["failed"]:
+    # One that waits for another job has not begun, though items of it were cancelled.
+    if batch.state is JobState.QUEUED and not batch.blockers and done > counts["failed"]:
         return await tx.change_state(batch, JobState.RUNNING, "first item began")
     return batch
 
@@ -79,4 +80,4 @@ async def _end(tx: Transaction, batch: Job, counts: Mapping[str, int]) -> Job:
             Reason.BATCH_ALL_FAILED, "every item failed: see each item's own error", kind=Kind.INVALID
         )
         error = failure.to_dict()
-    return await tx.end_batch(batch, state, message, result=result, error=error)
+    return await tx.end_batch(batch, state, message, result=result, error=error) or batch

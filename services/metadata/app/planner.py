@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from services.common.jobs.model import PoolState
 from services.metadata.app.dispatch import Dispatcher
 from services.metadata.app.fleet import seen_nodes
+from services.metadata.app.grants import POOL_OF_KIND, merged
 from services.metadata.app.learning import LEAST_GPUS, Experience, expected_json
 from services.metadata.app.resolving import CONVERSION_GPUS, SPEECH_GPUS
 from services.metadata.model.fleet import LaneDepth, QuotaUse, RunningJob
@@ -32,6 +34,9 @@ SHARES = {"rvc.train": 1.0, "rvc.convert": CONVERSION_GPUS, "f5.item": SPEECH_GP
 """By kind what its smallest job holds of a GPU; of other kinds nothing is foretold."""
 
 _USUAL_MEMORY_S = 600.0
+_REPLICA_S, _YIELD_S = 22.5, 15.0
+"""What a replica takes to be granted and to load its model, and a training to save and leave: first guesses,
+put right by the calibration."""
 _LOOK_SHARE = 20.0
 
 
@@ -53,6 +58,7 @@ class _View:
     free: dict[str, int] = field(default_factory=dict)
     takers: dict[str, int] = field(default_factory=dict)
     nodes: tuple[SeenNode, ...] = ()
+    pools: dict[str, PoolState] = field(default_factory=dict)
     outlooks: dict[str, Outlook] = field(default_factory=dict)
 
 
@@ -92,6 +98,7 @@ class Planner:
             running = await tx.running_jobs()
             workers = await tx.live_workers()
             drained = await tx.drained_nodes()
+            said = [facts for facts, _ in await tx.worker_gpus()]
         view = _View(running=running)
         view.lanes = {LaneKey(d.kind, d.priority_class, d.team): self._lane(d) for d in depths}
         for worker in workers:
@@ -102,6 +109,7 @@ class Planner:
             SeenNode(node["name"], float(node.get("gpus", 0)), str(node.get("gpu_type", "")), node["state"])
             for node in seen_nodes(workers, drained)
         )
+        view.pools = {pool.name: pool for pool in merged(said)}
         self._view = view
         self._note_usual(began_s)
         for kind in SHARES:
@@ -307,19 +315,41 @@ class Planner:
                     rates.get((key.priority_class, key.team), 0.0),
                 )
             )
-        running = [
-            Running(
-                max(run.gpus, LEAST_GPUS),
-                self._experience.times.lognormal(run.kind, run.size),
-                max(0.0, run.elapsed_s),
-            )
-            for run in view.running
+        running = self._running(kind)
+        share = SHARES[kind]
+        free = view.free.get(kind, 0) * share
+        usual = self._usual.get(kind, 0.0)
+        load = PoolLoad(self._held(kind) + free, free, share, running, lanes, usual)
+        pool = view.pools.get(POOL_OF_KIND.get(kind, ""))
+        return load if pool is None else self._growing(load, pool)
+
+    def _growing(self, load: PoolLoad, pool: PoolState) -> PoolLoad:
+        """A pool of replicas may come to have more: idle GPUs, and those of trainings as they end."""
+        fleet = sum(node.gpus for node in self._view.nodes if node.state == "alive")
+        held = sum(other.held_gpus for other in self._view.pools.values())
+        trainings = self._running("rvc.train")
+        room = fleet - (held - pool.held_gpus)
+        replicas = min(pool.most, int(room / pool.gpus_each + 1e-6)) if pool.gpus_each else pool.most
+        # What one GPU of a replica's is in shares of jobs, in which all of this is reckoned.
+        scale = pool.places_each * load.share / pool.gpus_each if pool.gpus_each else 0.0
+        idle = max(0.0, fleet - held - sum(run.gpus for run in trainings))
+        return replace(
+            load,
+            gpus=max(load.gpus, replicas * pool.places_each * load.share),
+            usual_gpus=0.0,
+            lag_s=_REPLICA_S,
+            idle=idle * scale,
+            coming=[replace(run, gpus=run.gpus * scale) for run in trainings],
+            asked_s=_REPLICA_S + _YIELD_S,
+        )
+
+    def _running(self, kind: str) -> list[Running]:
+        times = self._experience.times
+        return [
+            Running(max(run.gpus, LEAST_GPUS), times.lognormal(kind, run.size), max(0.0, run.elapsed_s))
+            for run in self._view.running
             if run.kind == kind
         ]
-        free = view.free.get(kind, 0) * SHARES[kind]
-        return PoolLoad(
-            self._held(kind) + free, free, SHARES[kind], running, lanes, self._usual.get(kind, 0.0)
-        )
 
 
 def _times(found: calibration.Expected, now: dt.datetime) -> Expected:

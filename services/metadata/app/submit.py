@@ -294,6 +294,8 @@ class Submitter:
         waiting = sum(child.state is JobState.QUEUED for child in children)
         await self._check_queue(tx, request.team, waiting)
         if self._foretelling is not None:
+            if not batch.depends_on and children[0].state is JobState.QUEUED:
+                children[0] = replace(children[0], expected=self._foretelling.foretell(children[0]))
             self._foretelling.batch_arrived(children)
         batch = replace(batch, items_total=len(children), items_failed=len(children) - waiting)
         await tx.add_jobs(request.team, [batch, *children])

@@ -107,7 +107,8 @@ class BatchRows(Protocol):
         *,
         result: Mapping[str, Any],
         error: Mapping[str, Any] | None,
-    ) -> Job: ...
+    ) -> Job | None:
+        """Ends a batch that is locked and writes the event; None where not all of its ends are counted."""
 
 
 class LeaseRows(Protocol):

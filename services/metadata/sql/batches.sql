@@ -109,7 +109,9 @@ SELECT parent_id, count(*) AS running FROM jobs
 WHERE lease_token IS NOT NULL AND parent_id = ANY(%(batches)s) GROUP BY parent_id;
 
 -- name: end_batch
+-- Under the batch's lock, and so after the commit of whoever brought an item back: what that left is here to
+-- be counted first.
 UPDATE jobs SET state = %(state)s, updated_at = voxfleet_now(), ended_at = voxfleet_now(),
   result = %(result)s, error = %(error)s, event_seq = event_seq + 1, waiting_reason = ''
-WHERE id = %(job_id)s
+WHERE id = %(job_id)s AND NOT EXISTS (SELECT FROM batch_ticks WHERE batch_id = %(job_id)s)
 RETURNING *;

@@ -182,6 +182,20 @@ async def test_it_learns_from_what_happened(metadata, monkeypatch):
     assert other.times.mean_s("rvc.train", 60.0) == pytest.approx(experience.times.mean_s("rvc.train", 60.0))
 
 
+@pytest.mark.parametrize("count", [3, 150])
+async def test_of_a_batch_the_first_item_is_foretold(metadata, count):
+    await worker(metadata, {"f5.item": 1}, NODE)
+    await look(metadata)
+    batch = await batch_of(metadata, count)
+    with psycopg.connect(metadata.url) as connection:
+        kept = connection.execute(
+            "SELECT item_index FROM jobs WHERE parent_id = %s AND expected IS NOT NULL", [batch.id]
+        ).fetchall()
+    assert kept == [(0,)]
+    (first,) = await metadata.claim("w1", {"f5.item": 1})
+    assert first.job.item_id == "l0"
+
+
 async def test_what_its_owner_held_back_is_not_held_against_the_forecast(metadata):
     await worker(metadata, {"rvc.train": 1}, NODE)
     await look(metadata)

@@ -10,7 +10,7 @@ import pytest
 
 from services.audio.app import finishing
 from services.audio.model import MIB, Limits, Purpose, PurposeLimits
-from services.common.errors import Reason, VoxfleetError
+from services.common.errors import Reason, VoxfleetError, not_found
 from tests.unit.audio_service.bench import (
     PART_BYTES,
     Bench,
@@ -253,6 +253,24 @@ async def test_an_upload_that_expired_before_its_commit_makes_no_audio(bench, sp
     assert bench.catalog.audios == {}
     # Whether a row names the content is metadata's to tell: the object is left to its sweeper.
     assert [key.rpartition("/")[2] for key in bench.stored() if "/sha256/" in key] == [sha256(speech)]
+
+
+async def test_content_that_was_swept_before_its_commit_is_put_again(bench, speech):
+    commit = bench.catalog.commit_audio
+    swept = []
+
+    async def late(upload, blob, *args):
+        if not swept:
+            swept.append(blob.key)
+            bench.store.delete(blob.key)
+            raise not_found(Reason.ARTIFACT_NOT_FOUND, blob.key)
+        return await commit(upload, blob, *args)
+
+    bench.catalog.commit_audio = late
+    audio = await bench.send(speech)
+    blob = (await bench.catalog.resolve_audio(audio.name)).blob
+    assert [blob.key] == swept
+    assert bench.store.get_bytes(blob.key) == speech
 
 
 async def test_parts_lost_in_the_store_are_told_and_the_upload_is_given_up(tmp_path, speech):

@@ -89,12 +89,13 @@ class BatchQueries(Statements):
         *,
         result: Mapping[str, Any],
         error: Mapping[str, Any] | None,
-    ) -> Job:
-        """Ends a batch and writes the event."""
+    ) -> Job | None:
+        """Ends a batch that is locked and writes the event; None where not all of its ends are counted."""
         row = await self._row(
             "end_batch", job_id=batch.id, state=state.value, result=jsonb(result), error=jsonb(error)
         )
-        assert row is not None
+        if row is None:
+            return None
         await self._run(
             "insert_event",
             job_id=row["id"],

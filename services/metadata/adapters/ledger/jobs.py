@@ -39,7 +39,9 @@ class JobQueries(Statements):
         """
         open_ones = {job.id: await self._depend(team, job) for job in jobs if job.depends_on}
         blockers = {job: len(names) for job, names in open_ones.items()}
-        head, items = (list(jobs), []) if len(jobs) < _COPIED_FROM else ([jobs[0]], jobs[1:])
+        # The first item of a batch may have a forecast, which the others, being copied, have not.
+        by_row = len(jobs) if len(jobs) < _COPIED_FROM else 2
+        head, items = jobs[:by_row], jobs[by_row:]
         parent = head[0]
         rows = [{**new_row(job), "blockers": _blockers(job, blockers, parent)} for job in head]
         await self._run("insert_jobs", team=team, jobs=Jsonb(rows))

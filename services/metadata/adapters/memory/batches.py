@@ -167,9 +167,11 @@ class MemoryBatches(JobWrites):
         *,
         result: Mapping[str, Any],
         error: Mapping[str, Any] | None,
-    ) -> Job:
-        """Ends a batch and writes the event."""
+    ) -> Job | None:
+        """Ends a batch that is locked and writes the event; None where not all of its ends are counted."""
         row = await self._locked(batch.id)
+        if any(tick.batch_id == batch.id for _, tick in self._s.scan(self._db.ticks)):
+            return None
         row = self._put(
             row,
             state=state,

@@ -1,0 +1,1 @@
+"""The queues that :mod:`bench.ledger` compares, each behind the same small port."""
