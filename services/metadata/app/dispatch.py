@@ -18,7 +18,7 @@ from services.common.errors import VoxfleetError
 from services.metadata.model.fleet import QuotaUse
 from services.metadata.model.jobs import LeasedJob
 from services.metadata.ports.store import Store, Wakeups
-from services.metadata.scheduling.lanes import AGE_S, LaneBook, LaneKey, Pick
+from services.metadata.scheduling.lanes import AGE_S, LANES_A_CLAIM, LaneBook, LaneKey, Pick
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,13 @@ class Dispatcher:
         """
         free = {kind: count for kind, count in offer.free.items() if count > 0}
         found: list[LeasedJob] = []
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
+            # Where lanes had less than their turn, as many others as there are places left are asked.
+            parts = LANES_A_CLAIM if number == 0 else 1 << 20
             picks = [
-                pick for kind, count in free.items() for pick in self.book.pick(kind, count, self._clock())
+                pick
+                for kind, count in free.items()
+                for pick in self.book.pick(kind, count, self._clock(), parts=parts)
             ]
             if not picks:
                 break

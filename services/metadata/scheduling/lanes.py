@@ -31,6 +31,11 @@ from services.metadata.model.jobs import PriorityClass
 
 AGE_S = 60.0
 
+LANES_A_CLAIM = 16
+"""Into how many turns the places of one claim are divided at the least."""
+
+_CLASSES = tuple(PriorityClass)
+
 
 class LaneKey(NamedTuple):
     """Which lane: all three are the beginning of the index of claimable jobs."""
@@ -190,14 +195,18 @@ class LaneBook:
                 found.waiting += 1
                 self._push(found, lane)
 
-    def pick(self, kind: str, count: int, now_s: float) -> list[Pick]:
+    def pick(self, kind: str, count: int, now_s: float, *, parts: int = LANES_A_CLAIM) -> list[Pick]:
         """The lanes whose turn it is for ``count`` free places; their virtual times move on at once.
 
-        What the claim then found is told by :meth:`claimed`, or that it failed by :meth:`returned`.
+        What the claim then found is told by :meth:`claimed`, or that it failed by :meth:`returned`. The
+        places are divided into ``parts`` turns at the least: what is claimed at once begins at once, and to
+        look into a lane costs more than to take another job of it.
         """
         mark = self.mark()
-        turns: dict[LaneKey, list[float]] = {}
-        for _ in range(count):
+        turns: dict[LaneKey, tuple[int, float]] = {}
+        turn = max(1, count // parts)
+        left = count
+        while left > 0:
             chosen = self._next_class(kind, now_s)
             if chosen is None:
                 break
@@ -207,16 +216,19 @@ class LaneBook:
             # Only as far as is certain: what is ahead may yet be taken back.
             found.virtual = max(found.virtual, lane.start - lane.ahead)
             found.taken_s = now_s
-            charge = lane.unit / self._weight_of(lane.key.team)
-            turns.setdefault(lane.key, []).append(charge)
+            jobs = min(turn, left)
+            left -= jobs
+            charge = jobs * lane.unit / self._weight_of(lane.key.team)
+            before, charged = turns.get(lane.key, (0, 0.0))
+            turns[lane.key] = before + jobs, charged + charge
             lane.start += charge
             lane.ahead += charge
             heapq.heappop(found.heap)
             self._push(found, lane)
         picks = []
-        for key, charges in turns.items():
+        for key, (jobs, charged) in turns.items():
             self._class(key).flying += 1
-            picks.append(Pick(key, len(charges), self._lanes[key].after, sum(charges), now_s, mark))
+            picks.append(Pick(key, jobs, self._lanes[key].after, charged, now_s, mark))
         return picks
 
     def claimed(self, pick: Pick, costs: Iterable[float], last_key: int) -> None:
@@ -354,7 +366,7 @@ class LaneBook:
 
     def _next_class(self, kind: str, now_s: float) -> PriorityClass | None:
         best: tuple[float, int] | None = None
-        for priority_class in PriorityClass:
+        for priority_class in _CLASSES:
             found = self._classes.get((kind, priority_class))
             if found is None or not found.waiting or self._head(found) is None:
                 continue

@@ -210,9 +210,25 @@ def test_picking_many_is_picking_one_many_times():
                 made.open(lane(team, priority_class), 0.0)
         return made
 
-    many = Counter({pick.lane: pick.count for pick in book().pick(KIND, 40, 1000.0)})
+    many = Counter({pick.lane: pick.count for pick in book().pick(KIND, 40, 1000.0, parts=40)})
     one = book()
     assert many == Counter(pick.lane for _ in range(40) for pick in one.pick(KIND, 1, 1000.0))
+
+
+def test_of_many_places_a_turn_takes_a_sixteenth_and_the_next_claims_make_it_even():
+    queue = Queue(LaneBook())
+    teams = [f"t{number}" for number in range(50)]
+    for team in teams:
+        queue.add(lane(team), endless())
+    assert [pick.count for pick in queue.book.pick(KIND, 100, 0.0)] == [6] * 16 + [4]
+    assert [pick.count for pick in queue.book.pick(KIND, 31, 0.0)] == [1] * 31
+    queue = Queue(LaneBook())
+    for team in teams:
+        queue.add(lane(team), endless())
+    for _ in range(30):
+        queue.take(100)
+    served = queue.served(0)
+    assert max(served.values()) - min(served.values()) <= 6.0
 
 
 # ---- between classes
