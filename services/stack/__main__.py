@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from services.common.errors import VoxfleetError
@@ -101,12 +100,16 @@ def up(arguments: argparse.Namespace) -> int:
         gateway_port=arguments.port,
         extra_env=dict(arguments.extra_env),
     )
-    asked_to_stop = threading.Event()
+    # A pipe: an Event's lock may be held by the very thread that a signal interrupts.
+    wait_end, ask_end = os.pipe()
+    asked = False
     starting = True
 
     def on_signal(number: int, frame: object) -> None:
-        first = not asked_to_stop.is_set()
-        asked_to_stop.set()
+        nonlocal asked
+        first, asked = not asked, True
+        if first:
+            os.write(ask_end, b"!")
         if starting and first:  # a second Ctrl-C must not break off the orderly stop
             raise KeyboardInterrupt
 
@@ -128,7 +131,7 @@ def up(arguments: argparse.Namespace) -> int:
         return 0
     try:
         announce(stack, as_json=arguments.json)
-        asked_to_stop.wait()
+        os.read(wait_end, 1)
         say("stopping: the services drain first")
     finally:
         stack.stop()

@@ -111,7 +111,11 @@ CALLS: dict[str, tuple[Callable[..., object], str]] = {
         lambda a, n: a.voices.train([n["target"]], parameters=voice_pb2.RvcTrainingParameters(preset="huge")),
         "INVALID_ARGUMENT",
     ),
-    "feature not built": (lambda a, n: a.jobs.explain("none-such"), "FEATURE_NOT_BUILT"),
+    "feature not built": (
+        lambda a, n: a.synthesis.convert(n["target"], n["clone"], engine="f5"),
+        "FEATURE_NOT_BUILT",
+    ),
+    "explaining an unknown job": (lambda a, n: a.jobs.explain("none-such"), "JOB_NOT_FOUND"),
     "unknown filter": (lambda a, n: list(a.audio.list(filter="colour=red")), "INVALID_ARGUMENT"),
     "empty batch": (lambda a, n: a.synthesis.batch([], n["clone"]), "INVALID_ARGUMENT"),
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,11 +22,12 @@ def main() -> int:
     if os.environ.get("STAND_IN_FAIL") == name:
         sys.stderr.write("cannot find the frobnicator\n")
         return 7
-    asked_to_stop = threading.Event()
+    # A pipe: an Event's lock may be held by the very thread that a signal interrupts.
+    wait_end, ask_end = os.pipe()
     if os.environ.get("STAND_IN_STUBBORN") == name:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
+        signal.signal(signal.SIGTERM, lambda *_: os.write(ask_end, b"!"))
     servicer = health.HealthServicer()
     if os.environ.get("STAND_IN_DEAF") == name:
         servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -36,7 +36,7 @@ def main() -> int:
     server.add_insecure_port(os.environ["VOXFLEET_LISTEN"])
     note("start", name)
     server.start()
-    asked_to_stop.wait()
+    os.read(wait_end, 1)
     server.stop(1).wait()
     note("stop", name)
     return 0
