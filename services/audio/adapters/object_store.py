@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Final, ParamSpec, TypeVar
+from typing import BinaryIO, Final
 
 from services.common.artifacts.failures import missing
 from services.common.artifacts.ports import ArtifactStore
+from services.common.artifacts.threads import ThreadedStore
 from services.common.jobs.tasks import Blob
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 READ_AHEAD_BYTES: Final = 1024 * 1024
 """What one visit to a thread reads of a download."""
 
 
-class ThreadedObjects:
+class ThreadedObjects(ThreadedStore):
     """The port ``Objects`` on an :class:`ArtifactStore`.
 
     Args:
@@ -30,12 +25,7 @@ class ThreadedObjects:
     """
 
     def __init__(self, store: ArtifactStore, *, threads: int) -> None:
-        self._store = store
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="objects")
-
-    def close(self) -> None:
-        """Takes no more requests; those in progress end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        super().__init__(store, threads=threads, name="objects")
 
     async def check(self) -> None:
         """Returns where the store answers. Errors: STORAGE_UNAVAILABLE."""
@@ -66,20 +56,9 @@ class ThreadedObjects:
         finally:
             await self._call(_close, chunks)
 
-    async def delete_prefix(self, prefix: str) -> None:
-        """See the port."""
-        await self._call(self._store.delete_prefix, prefix)
-
     async def presign(self, key: str, ttl_s: int) -> str:
         """See the port."""
         return await self._call(self._store.presign_get, key, ttl_s)
-
-    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # The context goes along: the trace, and the caller's name in the logs.
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(function, *args, **kwargs)
-        )
 
 
 def _assemble(store: ArtifactStore, key_at: Callable[[int], str], size_bytes: int, path: Path) -> str:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Sequence
 
 from services.common.artifacts.model import Listed
 from services.common.artifacts.ports import ArtifactStore
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from services.common.artifacts.threads import ThreadedStore
 
 
-class ThreadedBytes:
+class ThreadedBytes(ThreadedStore):
     """The port ``StoredBytes`` on an :class:`ArtifactStore`.
 
     Args:
@@ -24,12 +20,7 @@ class ThreadedBytes:
     """
 
     def __init__(self, store: ArtifactStore, *, threads: int = 8) -> None:
-        self._store = store
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bytes")
-
-    def close(self) -> None:
-        """Takes no more requests; those in progress end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        super().__init__(store, threads=threads, name="bytes")
 
     async def put(self, key: str, data: bytes, media_type: str) -> None:
         """See the port."""
@@ -43,17 +34,8 @@ class ThreadedBytes:
         """See the port."""
         await asyncio.gather(*(self._call(self._store.delete, key) for key in keys))
 
-    async def delete_prefix(self, prefix: str) -> None:
-        """See the port."""
-        await self._call(self._store.delete_prefix, prefix)
-
     async def pages(self, prefix: str, size: int) -> AsyncIterator[Sequence[Listed]]:
         """See the port."""
         listing = await self._call(self._store.list_prefix, prefix)
         while page := await self._call(lambda: list(itertools.islice(listing, size))):
             yield page
-
-    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: function(*args, **kwargs)
-        )
