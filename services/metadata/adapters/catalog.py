@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid, unavailable
 from services.common.jobs.tasks import Blob
 from services.metadata.adapters import tables as t
+from services.metadata.adapters.queries import Queries
 from services.metadata.adapters.storable import storable
 from services.metadata.model.catalog import Audio, Reference, StoredBundle, Upload, Voice, VoiceState
-from services.metadata.model.identity import ApiKey, Principal, Team
 from services.metadata.model.page import Page
 
 Stored = Callable[[str], Awaitable[bool]]
@@ -25,73 +25,12 @@ _AUDIO_FILTERS = {"purpose": t.audios.c.purpose, "source_audio": t.audios.c.sour
 _VOICE_FILTERS = {"engine": t.voices.c.engine, "state": t.voices.c.state}
 
 
-class CatalogQueries:
+class CatalogQueries(Queries):
     """The catalogue's part of a transaction."""
 
     def __init__(self, connection: AsyncConnection, stored: Stored | None = None) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._stored = stored
-
-    async def principal(self, token_sha256: str) -> Principal | None:
-        """Who holds a token, unless its key was revoked."""
-        row = await self._one(
-            sa.select(t.api_keys).where(
-                t.api_keys.c.token_sha256 == token_sha256, t.api_keys.c.revoked_at.is_(None)
-            )
-        )
-        return Principal(row.team, row.id, row.operator) if row else None
-
-    async def add_team(self, team: str, display_name: str) -> bool:
-        """Makes a team; False where there is one."""
-        return await self._inserted(insert(t.teams).values(id=team, display_name=display_name))
-
-    async def list_teams(self, page: Page) -> list[Team]:
-        """Teams by id."""
-        query = sa.select(t.teams).where(t.teams.c.id > page.after).order_by(t.teams.c.id).limit(page.size)
-        return [Team(row.id, row.display_name, row.created_at) for row in await self._all(query)]
-
-    async def add_key(
-        self, team: str, key: str, token_sha256: str, display_name: str, *, operator: bool
-    ) -> ApiKey:
-        """Makes a key."""
-        row = await self._one(
-            insert(t.api_keys)
-            .values(
-                team=team, id=key, token_sha256=token_sha256, display_name=display_name, operator=operator
-            )
-            .returning(t.api_keys)
-        )
-        assert row is not None
-        return _key(row)
-
-    async def keep_key(
-        self, team: str, key: str, token_sha256: str, display_name: str, *, operator: bool
-    ) -> bool:
-        """Makes a key unless one of the same token was ever made, be it revoked."""
-        return await self._inserted(
-            insert(t.api_keys).values(
-                team=team, id=key, token_sha256=token_sha256, display_name=display_name, operator=operator
-            )
-        )
-
-    async def list_keys(self, team: str, page: Page) -> list[ApiKey]:
-        """A team's keys by id."""
-        query = (
-            sa.select(t.api_keys)
-            .where(t.api_keys.c.team == team, t.api_keys.c.id > page.after)
-            .order_by(t.api_keys.c.id)
-            .limit(page.size)
-        )
-        return [_key(row) for row in await self._all(query)]
-
-    async def revoke_key(self, team: str, key: str, *, operators: bool) -> bool:
-        """Revokes a key; False where there is none, or it is an operator's and those are not meant."""
-        return await self._changed(
-            sa.update(t.api_keys)
-            .where(t.api_keys.c.team == team, t.api_keys.c.id == key)
-            .where(sa.or_(sa.literal(operators), t.api_keys.c.operator.is_(False)))
-            .values(revoked_at=sa.func.coalesce(t.api_keys.c.revoked_at, sa.func.now()))
-        )
 
     async def remember_request(
         self, team: str, request_id: str, method: str, fingerprint: str, resource: str
@@ -358,20 +297,6 @@ class CatalogQueries:
             )
         )
 
-    async def _one(self, statement: sa.Executable) -> Any:
-        return (await self._connection.execute(statement)).one_or_none()
-
-    async def _all(self, statement: sa.Executable) -> Sequence[Any]:
-        return (await self._connection.execute(statement)).all()
-
-    async def _inserted(self, statement: Any) -> bool:
-        # RETURNING, since SQLAlchemy does not keep the row count of an INSERT.
-        found = await self._connection.execute(statement.on_conflict_do_nothing().returning(sa.literal(1)))
-        return found.first() is not None
-
-    async def _changed(self, statement: sa.Executable) -> bool:
-        return bool((await self._connection.execute(statement)).rowcount)
-
 
 _AUDIOS = (
     sa.select(t.audios, t.artifacts.c.size_bytes, t.artifacts.c.media_type, t.artifacts.c.key)
@@ -419,10 +344,6 @@ def _paged(
     if page.ascending:
         return query.order_by(table.c.created_at, table.c.id).limit(page.size)
     return query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(page.size)
-
-
-def _key(row: Any) -> ApiKey:
-    return ApiKey(row.team, row.id, row.display_name, row.operator, row.created_at, row.revoked_at)
 
 
 def _blob(row: Any, sha256: str) -> Blob:

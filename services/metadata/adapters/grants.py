@@ -9,12 +9,10 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from services.common.jobs.model import GpuFacts, PoolState, TrainingGpus
-from services.metadata.adapters.ledger.statements import Statements
+from services.metadata.adapters.statements import Statements
 from services.metadata.model.jobs import PriorityClass
 from services.metadata.ports.grants import KindLoad, WantingTraining
-from services.metadata.sql import statements
 
-_SQL = statements("grants.sql")
 _MOST = 200
 _MOST_COUNTED = 2000
 
@@ -24,26 +22,24 @@ class GrantQueries(Statements):
 
     async def put_worker_gpus(self, worker: str, facts: GpuFacts) -> None:
         """Keeps what a worker said; forgotten with it."""
-        await self._driver.execute(_SQL["put_worker_gpus"], {"worker": worker, "facts": Jsonb(asdict(facts))})
+        await self._run("put_worker_gpus", worker=worker, facts=Jsonb(asdict(facts)))
 
     async def worker_gpus(self) -> list[tuple[GpuFacts, float]]:
         """What each live worker said, newest first, and how many seconds ago."""
-        return [(_facts(row["facts"]), row["age_s"]) for row in await self._fetch(_SQL["worker_gpus"], {})]
+        return [(_facts(row["facts"]), row["age_s"]) for row in await self._rows("worker_gpus")]
 
     async def lock_division(self) -> tuple[float, Mapping[str, Any]] | None:
         """The time (s) and the memory of whoever decided last, locked; None where another process has it."""
-        rows = await self._fetch(_SQL["lock_division"], {})
-        return (rows[0]["now_s"], rows[0]["memory"]) if rows else None
+        row = await self._row("lock_division")
+        return (row["now_s"], row["memory"]) if row else None
 
     async def keep_division(self, memory: Mapping[str, Any]) -> None:
         """Keeps the memory of a decision."""
-        await self._driver.execute(_SQL["keep_division"], {"memory": Jsonb(dict(memory))})
+        await self._run("keep_division", memory=Jsonb(dict(memory)))
 
     async def job_loads(self, kinds: Sequence[str], full: Sequence[str]) -> list[KindLoad]:
         """What waits of these kinds, but for the teams that are at their quota."""
-        found = await self._fetch(
-            _SQL["job_loads"], {"kinds": list(kinds), "full": list(full), "most": _MOST_COUNTED}
-        )
+        found = await self._rows("job_loads", kinds=list(kinds), full=list(full), most=_MOST_COUNTED)
         return [
             KindLoad(row["kind"], PriorityClass(row["priority_class"]), row["queued"], row["waited_s"])
             for row in found
@@ -51,9 +47,7 @@ class GrantQueries(Statements):
 
     async def waiting_trainings(self, known: Sequence[str], full: Sequence[str]) -> list[WantingTraining]:
         """Trainings to be claimed (not of teams at their quota), and running ones not in ``known``."""
-        found = await self._fetch(
-            _SQL["waiting_trainings"], {"known": list(known), "full": list(full), "most": _MOST}
-        )
+        found = await self._rows("waiting_trainings", known=list(known), full=list(full), most=_MOST)
         return [WantingTraining(row["id"], round(row["gpus"]), row["waited_s"]) for row in found]
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from services.common.errors import Reason, VoxfleetError, invalid, unavailable
 from services.metadata.adapters.catalog import CatalogQueries, Stored
 from services.metadata.adapters.grants import GrantQueries
+from services.metadata.adapters.identity import IdentityQueries
 from services.metadata.adapters.ledger import LedgerQueries
 from services.metadata.adapters.retention import RetentionQueries
 from services.metadata.adapters.webhooks import WebhookQueries
@@ -40,7 +41,9 @@ _HOT = (
 )
 
 
-class PostgresTransaction(CatalogQueries, LedgerQueries, WebhookQueries, RetentionQueries, GrantQueries):
+class PostgresTransaction(
+    CatalogQueries, IdentityQueries, LedgerQueries, WebhookQueries, RetentionQueries, GrantQueries
+):
     """One transaction over catalogue (SQLAlchemy), ledger and the rest (psycopg), on one connection."""
 
     def __init__(

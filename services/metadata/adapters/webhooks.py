@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.metadata.adapters.ledger.statements import Row, Statements
+from services.metadata.adapters.statements import Row, Statements
 from services.metadata.adapters.storable import storable
 from services.metadata.model.jobs import FINAL_STATES, JobState
 from services.metadata.model.page import Page
 from services.metadata.model.webhooks import Backlog, Delivery, DeliveryEnd, Webhook, WebhookStatus
-from services.metadata.sql import statements
-
-_SQL = statements("webhooks.sql")
 
 _COUNTED = 1000
 
@@ -24,39 +20,39 @@ class WebhookQueries(Statements):
 
     async def add_webhook(self, webhook: Webhook, *, most: int) -> bool:
         """Makes a webhook; False where the team has as many as it may."""
-        await self._fetch(_SQL["lock_webhooks"], {"team": webhook.team})
-        made = await self._fetch(
-            _SQL["insert_webhook"],
-            {
-                "team": webhook.team,
-                "id": webhook.id,
-                "url": webhook.url,
-                "states": [state.value for state in webhook.states],
-                "secret": webhook.secret,
-                "most": most,
-            },
+        await self._run("lock_webhooks", team=webhook.team)
+        made = await self._rows(
+            "insert_webhook",
+            team=webhook.team,
+            id=webhook.id,
+            url=webhook.url,
+            states=[state.value for state in webhook.states],
+            secret=webhook.secret,
+            most=most,
         )
         if made:
-            await self._fetch(_SQL["raise_flags"], {"changes": not FINAL_STATES.issuperset(webhook.states)})
+            await self._run("raise_flags", changes=not FINAL_STATES.issuperset(webhook.states))
         return bool(made)
 
     async def get_webhook(self, team: str, webhook: str) -> Webhook | None:
         """A webhook."""
-        rows = await self._fetch(_SQL["get_webhook"], {"team": team, "id": webhook})
-        return _webhook(rows[0]) if rows else None
+        row = await self._row("get_webhook", team=team, id=webhook)
+        return _webhook(row) if row else None
 
     async def list_webhooks(self, team: str, page: Page) -> list[Webhook]:
         """A team's webhooks, oldest first, with what waits for each and was given up, up to 1000."""
-        parameters = {"team": team, "after": page.after, "limit": page.size, "counted": _COUNTED}
-        return [_webhook(row) for row in await self._fetch(_SQL["list_webhooks"], parameters)]
+        rows = await self._rows(
+            "list_webhooks", team=team, after=page.after, limit=page.size, counted=_COUNTED
+        )
+        return [_webhook(row) for row in rows]
 
     async def delete_webhook(self, team: str, webhook: str) -> bool:
         """Deletes a webhook; False where there is none. Its deliveries are claimed no more."""
-        return bool(await self._fetch(_SQL["delete_webhook"], {"team": team, "id": webhook}))
+        return bool(await self._rows("delete_webhook", team=team, id=webhook))
 
     async def arm_webhooks(self) -> None:
         """Raises the flags that make jobs write deliveries, where a copied database has lost them."""
-        await self._fetch(_SQL["arm_webhooks"], {})
+        await self._run("arm_webhooks")
 
     async def claim_deliveries(
         self,
@@ -69,18 +65,19 @@ class WebhookQueries(Statements):
         lease_s: float,
     ) -> list[Delivery]:
         """Deliveries that are due, at most ``slots``; due again after the lease."""
-        parameters = {
-            "slots": slots,
-            "per_webhook": per_webhook,
-            "per_team": per_team,
-            "webhooks": list(busy_webhooks),
-            "in_webhooks": list(busy_webhooks.values()),
-            "teams": list(busy_teams),
-            "in_teams": list(busy_teams.values()),
-            "lease_s": lease_s,
-        }
-        await self._fetch(_SQL["plan_by_indexes"], {})
-        return [_delivery(row) for row in await self._fetch(_SQL["claim_deliveries"], parameters)]
+        await self._run("plan_by_indexes")
+        rows = await self._rows(
+            "claim_deliveries",
+            slots=slots,
+            per_webhook=per_webhook,
+            per_team=per_team,
+            webhooks=list(busy_webhooks),
+            in_webhooks=list(busy_webhooks.values()),
+            teams=list(busy_teams),
+            in_teams=list(busy_teams.values()),
+            lease_s=lease_s,
+        )
+        return [_delivery(row) for row in rows]
 
     async def end_deliveries(self, ends: Sequence[DeliveryEnd]) -> int:
         """Writes what became of deliveries; returns of how many."""
@@ -98,23 +95,21 @@ class WebhookQueries(Statements):
             }
             for end in ends
         ]
-        (row,) = await self._fetch(_SQL["end_deliveries"], {"ends": Jsonb(data)})
+        (row,) = await self._rows("end_deliveries", ends=Jsonb(data))
         return int(row["ended"])
 
     async def give_up_deliveries(self, give_up_s: float, limit: int) -> int:
         """Ends deliveries of failing webhooks that are older than that; returns how many."""
-        parameters = {"give_up_s": give_up_s, "limit": limit}
-        return len(await self._fetch(_SQL["give_up_deliveries"], parameters))
+        return len(await self._rows("give_up_deliveries", give_up_s=give_up_s, limit=limit))
 
     async def drop_deliveries(self, keep_s: float, limit: int) -> int:
         """Deletes ended ones after a while, and those of deleted and disabled webhooks; returns how many."""
-        parameters: dict[str, Any] = {"keep_s": keep_s, "limit": limit}
-        ended = await self._fetch(_SQL["drop_ended"], parameters)
-        return len(ended) + len(await self._fetch(_SQL["drop_orphans"], parameters))
+        ended = await self._rows("drop_ended", keep_s=keep_s, limit=limit)
+        return len(ended) + len(await self._rows("drop_orphans", limit=limit))
 
     async def backlog(self) -> Backlog:
         """What is open, counted up to 100,000."""
-        (row,) = await self._fetch(_SQL["backlog"], {})
+        (row,) = await self._rows("backlog")
         return Backlog(row["count"], row["oldest_s"])
 
 

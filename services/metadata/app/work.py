@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 500
 _NOTHING = Succeeded()
 
-_Results = Mapping[Fence, Mapping[str, Any] | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
@@ -96,7 +94,7 @@ class Work:
         self._keep = keep_checkpoints
         self._output_ttl = dt.timedelta(seconds=output_ttl_s)
         self._chance = chance or random.Random()  # noqa: S311 - jitter
-        self._successes = Together(self._succeed_together, most=_AT_ONCE)
+        self._successes = Together(self._succeed, most=_AT_ONCE)
 
     async def put_worker(self, row: WorkerRow, gpus: GpuFacts | None = None) -> None:
         """Keeps what a worker said of itself, and of GPUs where it did."""
@@ -144,9 +142,10 @@ class Work:
         Errors: LEASE_LOST.
         """
         if not outcome.audios and outcome.voice is None:
-            done = (await self._succeed({fence: _plain(outcome)})).get(fence)
+            done = await self._successes((fence, _plain(outcome)), [fence])
             if done is None:
                 raise lease_lost(fence)
+            self._ended([done])
             return Ended(done)
         async with self._store.service() as tx:
             job = await _held(tx, fence)
@@ -156,22 +155,12 @@ class Work:
         self._ended([job])
         return Ended(job, tuple(audios), voice)
 
-    async def succeed_all(self, outcomes: Mapping[Fence, Succeeded]) -> list[Fence]:
-        """Ends several attempts well, which made nothing but a result; returns those whose lease was lost."""
-        done = await self._succeed({fence: _plain(outcome) for fence, outcome in outcomes.items()})
-        return [fence for fence in outcomes if fence not in done]
-
-    async def _succeed(self, results: _Results) -> Mapping[Fence, DoneJob]:
-        done = await self._successes(results, results)
-        self._ended(list(done.values()))
-        return done
-
-    async def _succeed_together(self, asked: Sequence[_Results]) -> Sequence[Mapping[Fence, DoneJob]]:
+    async def _succeed(
+        self, asked: Sequence[tuple[Fence, Mapping[str, Any] | None]]
+    ) -> Sequence[DoneJob | None]:
         async with self._store.leases() as rows:
-            if len(asked) == 1:
-                return [await rows.succeed(asked[0])]
-            found = await rows.succeed({fence: result for each in asked for fence, result in each.items()})
-        return [{fence: found[fence] for fence in each if fence in found} for each in asked]
+            done = await rows.succeed(dict(asked))
+        return [done.get(fence) for fence, _ in asked]
 
     async def release(self, fence: Fence, outcome: Released) -> Ended:
         """Takes a job back unharmed; it costs no attempt. Errors: LEASE_LOST."""

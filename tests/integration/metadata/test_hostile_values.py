@@ -12,7 +12,7 @@ from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
 from services.common.jobs import tasks
 from services.common.jobs.model import Progress, Released, Succeeded, VoiceOutput
 from services.common.rpc.caller import Caller, set_caller
-from services.metadata.adapters.ledger.statements import SQL
+from services.metadata.adapters.statements import SQL
 from services.metadata.app.identity import hash_token
 from services.metadata.app.listing import page_of
 from services.metadata.app.resolving import Line

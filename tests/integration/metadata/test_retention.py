@@ -12,7 +12,7 @@ import pytest
 from services.common.artifacts.minio_store import MinioArtifactStore
 from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.jobs.model import Succeeded
-from services.metadata.adapters.retention import _SQL
+from services.metadata.adapters.statements import SQL
 from services.metadata.app.feed import JobFeed
 from services.metadata.app.jobs import Jobs
 from services.metadata.model.jobs import JobState
@@ -331,7 +331,7 @@ async def test_the_look_for_due_jobs_reads_few_pages_however_many_there_are(keep
             "after_id": "",
             "limit": 200,
         }
-        rows = await tx._fetch("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + _SQL["due_jobs"], parameters)
+        rows = await tx._fetch("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + SQL["due_jobs"], parameters)
     plan = rows[0]["QUERY PLAN"][0]["Plan"]
     assert "jobs_of_team" in json.dumps(plan)
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100  # of two thousand

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from services.metadata.adapters.ledger.rows import job_of, jsonb
-from services.metadata.adapters.ledger.statements import Statements
+from services.metadata.adapters.statements import Statements
 from services.metadata.adapters.storable import storable
 from services.metadata.model.jobs import Job, JobState, PriorityClass
 from services.metadata.scheduling.lanes import LaneKey

@@ -9,7 +9,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from services.metadata.adapters.ledger.rows import quota_of
-from services.metadata.adapters.ledger.statements import Statements
+from services.metadata.adapters.statements import Statements
 from services.metadata.model.fleet import (
     AttemptSample,
     LaneDepth,

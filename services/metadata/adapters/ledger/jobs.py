@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from services.common.errors import Reason, invalid, not_found
 from services.metadata.adapters.ledger.rows import checkpoint_of, job_of, jsonb, new_row
-from services.metadata.adapters.ledger.statements import SQL, Row, Statements
+from services.metadata.adapters.statements import SQL, Row, Statements
 from services.metadata.adapters.storable import storable
 from services.metadata.model.jobs import (
     FINAL_STATES,

@@ -18,7 +18,7 @@ from services.metadata.adapters.ledger.rows import (
     leased_of,
     quota_of,
 )
-from services.metadata.adapters.ledger.statements import Statements
+from services.metadata.adapters.statements import Statements
 from services.metadata.adapters.storable import storable
 from services.metadata.model.fleet import QuotaUse
 from services.metadata.model.jobs import CheckpointRow, DoneJob, End, Job, JobState, LeasedJob, PriorityClass

@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from services.common.jobs.model import Fence, Progress
 from services.common.jobs.tasks import Blob
-from services.metadata.adapters.ledger.statements import Row
+from services.metadata.adapters.statements import Row
 from services.metadata.adapters.storable import storable
 from services.metadata.model.fleet import Quota
 from services.metadata.model.jobs import (

@@ -16,11 +16,8 @@ def _bare(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
 
 
-SQL = {
-    name: _bare(text)
-    for file in ("jobs.sql", "batches.sql", "leases.sql", "fleet.sql")
-    for name, text in statements(file).items()
-}
+FILES = ("jobs.sql", "batches.sql", "leases.sql", "fleet.sql", "grants.sql", "retention.sql", "webhooks.sql")
+SQL = {name: _bare(text) for file in FILES for name, text in statements(file).items()}
 
 Row = dict[str, Any]
 
