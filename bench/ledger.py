@@ -2,7 +2,7 @@
 
 ``vs_pgqueuer_batchN``, ``vs_procrastinate_batch1``: jobs claimed and finished a second, ours over theirs, at
 the level of SQL (both in this process). ``grpc_vs_…``: the same, ours through a metadata process's Work
-streams and EndAttempt calls. ``enqueue_100k_vs_copy``: time to add a batch of 100,000 items over that of a
+streams and EndAttempts calls. ``enqueue_100k_vs_copy``: time to add a batch of 100,000 items over that of a
 COPY of the very rows. ``claim_p50_idle_txn_vs_none``: the median claim with a transaction open elsewhere
 while 100,000 jobs passed, over the same without. ``claim_p99_full_vs_empty``: the slow claims with a million
 finished jobs in the table over an empty one's. ``notify_to_claim_p50_ms``: from the commit of a submit until

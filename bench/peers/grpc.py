@@ -1,4 +1,4 @@
-"""Our ledger as its workers reach it: a metadata process of its own, Work streams, EndAttempt calls."""
+"""Our ledger as its workers reach it: a metadata process of its own, Work streams, EndAttempts calls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import grpc
 
 from bench.peers.ledger import KIND, LedgerPeer
+from services.common.rpc import status
 from services.common.rpc.channel import service_channel
 from services.stack.config import ServiceProcess, inherited, python_env
 from services.stack.home import Home
@@ -136,12 +137,14 @@ class StreamClaimer:
         return leases
 
     async def finish(self, jobs: Sequence[work_pb2.Lease]) -> None:
-        """Ends each attempt by a call of its own, all at once."""
-        await asyncio.gather(*(self._end(lease) for lease in jobs))
-
-    async def _end(self, lease: work_pb2.Lease) -> None:
-        request = work_pb2.EndAttemptRequest(fence=lease.fence, succeeded=work_pb2.AttemptSucceeded())
-        await self._stub.EndAttempt(request, timeout=_CALL_S)
+        """Ends each attempt, all in one call, as a worker does with what ends at the same time."""
+        ends = [
+            work_pb2.AttemptEnd(fence=lease.fence, succeeded=work_pb2.AttemptSucceeded()) for lease in jobs
+        ]
+        answer = await self._stub.EndAttempts(work_pb2.EndAttemptsRequest(ends=ends), timeout=_CALL_S)
+        for ended in answer.ended:
+            if ended.status:
+                raise status.from_status(ended.status)
 
     async def _read(self) -> None:
         try:

@@ -17,6 +17,7 @@ import psycopg
 
 from bench.peers.port import document, team_names
 from services.common import names
+from services.common.errors import VoxfleetError
 from services.common.jobs.model import Fence, Succeeded
 from services.metadata import migrate
 from services.metadata.adapters.postgres import PostgresStore, PostgresWakeups
@@ -225,8 +226,10 @@ class LedgerClaimer:
         return WorkerRow(self._worker, "inference", "bench", "0", {KIND: 1}, (), "", 0, now)
 
     async def finish(self, jobs: Sequence[Fence]) -> None:
-        """Ends each attempt under its fence; what is ended at the same time shares a statement."""
-        await asyncio.gather(*(self._ledger.work.succeed(fence, Succeeded()) for fence in jobs))
+        """Ends each attempt under its fence, all in one statement, as EndAttempts does."""
+        for ended in await self._ledger.work.succeed_all([(fence, Succeeded()) for fence in jobs]):
+            if isinstance(ended, VoxfleetError):
+                raise ended
 
 
 def lane_of(team: str) -> LaneKey:

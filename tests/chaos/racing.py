@@ -20,7 +20,7 @@ from services.metadata.app.resolving import Line
 from services.metadata.app.submit import Request, Submitter
 from services.metadata.app.work import Work
 from services.metadata.model.jobs import PriorityClass
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 
 TEAM = "alpha"
 ITEMS = LaneKey("f5.item", PriorityClass.BATCH, TEAM)
@@ -119,9 +119,8 @@ def claim_all(url: str, worker: str, at_once: int) -> list[tuple[str, int]]:
         try:
             while time.monotonic() < deadline:
                 async with store.leases() as rows:
-                    found = await rows.claim(
-                        worker, worker, [Pick(ITEMS, at_once, 0)], 60.0, gpu_types=(), max_gpus=1e9
-                    )
+                    turn = Turn(worker, worker, Pick(ITEMS, at_once, 0))
+                    found = await rows.claim([turn], 60.0, gpu_types=(), max_gpus=1e9)
                     waiting = bool(found) or ITEMS in await rows.lanes()
                 if not waiting:
                     return mine

@@ -5,6 +5,7 @@ import time
 import grpc
 import psycopg
 import pytest
+from google.rpc import status_pb2
 
 from services.common.rpc.caller import TOKEN_HEADER
 from voxfleet.internal.v1 import work_pb2, work_pb2_grpc
@@ -38,14 +39,14 @@ def test_a_killed_trainer_loses_nothing_and_its_stale_attempt_commits_nothing(st
         work = work_pb2_grpc.WorkServiceStub(channel)
         headers = ((TOKEN_HEADER, service_token),)
         for request in (
-            work_pb2.EndAttemptRequest(fence=stale, succeeded=work_pb2.AttemptSucceeded()),
-            work_pb2.EndAttemptRequest(fence=stale, failed=work_pb2.AttemptFailed()),
-            work_pb2.EndAttemptRequest(fence=stale, cancelled=work_pb2.AttemptCancelled()),
-            work_pb2.EndAttemptRequest(fence=stale, released=work_pb2.AttemptReleased()),
+            work_pb2.AttemptEnd(fence=stale, succeeded=work_pb2.AttemptSucceeded()),
+            work_pb2.AttemptEnd(fence=stale, failed=work_pb2.AttemptFailed()),
+            work_pb2.AttemptEnd(fence=stale, cancelled=work_pb2.AttemptCancelled()),
+            work_pb2.AttemptEnd(fence=stale, released=work_pb2.AttemptReleased()),
         ):
-            with pytest.raises(grpc.RpcError) as caught:
-                work.EndAttempt(request, metadata=headers, timeout=10)
-            assert caught.value.code() == grpc.StatusCode.ABORTED
+            asked = work_pb2.EndAttemptsRequest(ends=[request])
+            (ended,) = work.EndAttempts(asked, metadata=headers, timeout=10).ended
+            assert status_pb2.Status.FromString(ended.status).code == grpc.StatusCode.ABORTED.value[0]
         with pytest.raises(grpc.RpcError):
             work.RecordCheckpoint(work_pb2.RecordCheckpointRequest(fence=stale), metadata=headers, timeout=10)
 

@@ -31,10 +31,13 @@ from services.common.jobs.model import (
 from services.common.jobs.ports import WorkStream
 from services.common.jobs.tasks import Blob, load_task
 from services.common.rpc import status
+from services.common.together import Together
 from voxfleet.internal.v1 import work_pb2, work_pb2_grpc
-from voxfleet.v1 import fleet_pb2, job_pb2
+from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2
 
 log = logging.getLogger(__name__)
+
+_ENDS_AT_ONCE = 200
 
 _STOP_KINDS = {
     work_pb2.NOTICE_KIND_CANCEL: StopKind.CANCEL,
@@ -60,6 +63,7 @@ class GrpcLedger:
         """
         self._stub = work_pb2_grpc.WorkServiceStub(channel)
         self._hello = work_pb2.WorkerHello(worker=worker, queue=queue, node=node, version=version)
+        self._ends = Together(self._end_all, most=_ENDS_AT_ONCE)
 
     async def connect(self) -> WorkStream:
         """Opens the work channel."""
@@ -69,18 +73,18 @@ class GrpcLedger:
 
     async def succeed(self, fence: Fence, outcome: Outcome) -> None:
         """Ends an attempt well, or gives it back. Errors: LEASE_LOST."""
-        request = work_pb2.EndAttemptRequest(fence=fence_to_proto(fence))
+        end = work_pb2.AttemptEnd(fence=fence_to_proto(fence))
         if isinstance(outcome, Released):
-            request.released.message = outcome.message
+            end.released.message = outcome.message
         else:
-            request.succeeded.metrics.update(outcome.metrics)
-            request.succeeded.weights = outcome.weights
-            request.succeeded.weights_trained = outcome.weights_trained
-            request.succeeded.audios.extend(_audio_to_proto(audio) for audio in outcome.audios)
+            end.succeeded.metrics.update(outcome.metrics)
+            end.succeeded.weights = outcome.weights
+            end.succeeded.weights_trained = outcome.weights_trained
+            end.succeeded.audios.extend(_audio_to_proto(audio) for audio in outcome.audios)
             for step, metrics in outcome.curve:
-                request.succeeded.curve.add(step=step, metrics=metrics)
+                end.succeeded.curve.add(step=step, metrics=metrics)
             if outcome.voice is not None:
-                request.succeeded.voice.CopyFrom(
+                end.succeeded.voice.CopyFrom(
                     work_pb2.OutputVoice(
                         package=blob_to_proto(outcome.voice.package),
                         content_encoder=outcome.voice.content_encoder,
@@ -88,12 +92,12 @@ class GrpcLedger:
                         metrics=outcome.voice.metrics,
                     )
                 )
-        await self._end(request)
+        await self._end(end)
 
     async def fail(self, fence: Fence, error: VoxfleetError) -> None:
         """Ends an attempt badly. Errors: LEASE_LOST."""
         await self._end(
-            work_pb2.EndAttemptRequest(
+            work_pb2.AttemptEnd(
                 fence=fence_to_proto(fence),
                 failed=work_pb2.AttemptFailed(
                     error=status.to_proto(error),
@@ -106,7 +110,7 @@ class GrpcLedger:
     async def cancelled(self, fence: Fence) -> None:
         """Ends an attempt that was stopped as asked. Errors: LEASE_LOST."""
         await self._end(
-            work_pb2.EndAttemptRequest(fence=fence_to_proto(fence), cancelled=work_pb2.AttemptCancelled())
+            work_pb2.AttemptEnd(fence=fence_to_proto(fence), cancelled=work_pb2.AttemptCancelled())
         )
 
     async def record_checkpoint(self, fence: Fence, checkpoint: Checkpoint) -> list[str]:
@@ -123,11 +127,17 @@ class GrpcLedger:
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from None
 
-    async def _end(self, request: work_pb2.EndAttemptRequest) -> None:
+    async def _end(self, end: work_pb2.AttemptEnd) -> None:
+        ended = await self._ends(end, [fence_from_proto(end.fence)])
+        if ended.status:
+            raise status.from_status(ended.status)
+
+    async def _end_all(self, ends: Sequence[work_pb2.AttemptEnd]) -> Sequence[work_pb2.EndedAttempt]:
         try:
-            await self._stub.EndAttempt(request, timeout=30)
+            answer = await self._stub.EndAttempts(work_pb2.EndAttemptsRequest(ends=ends), timeout=30)
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from None
+        return answer.ended
 
 
 class _GrpcWorkStream:
@@ -290,4 +300,10 @@ def _audio_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
         seed=audio.seed,
         voice=audio.voice,
         source_audio=audio.source_audio,
+        watermarked=audio.watermarked,
+        words=[
+            audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s)
+            for word in audio.words
+        ],
+        quality=None if audio.quality is None else audio_pb2.SpeechQuality(**asdict(audio.quality)),
     )

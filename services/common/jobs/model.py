@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.common.jobs.tasks import Blob, Task
+from services.common.jobs.tasks import Blob, Task, TimedWord
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +177,17 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechQuality:
+    """How well speech came out; see ``voxfleet.v1.SpeechQuality``."""
+
+    word_error_rate: float
+    similarity: float
+    tries: int
+    heard: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AudioOutput:
     """Audio that an attempt made; its bytes are in S3 already."""
 
@@ -193,6 +204,11 @@ class AudioOutput:
     seed: int
     voice: str
     source_audio: str = ""
+    watermarked: bool = False
+    words: tuple[TimedWord, ...] = ()
+    """When each word is said, where that was asked for."""
+    quality: SpeechQuality | None = None
+    """How well it came out, where that was judged."""
 
 
 @dataclass(frozen=True, slots=True)

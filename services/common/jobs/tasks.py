@@ -76,13 +76,22 @@ class RvcVoice(_Task):
     package: Blob | None = None
 
 
+class TimedWord(_Task):
+    """A word and when it is said, in seconds from the beginning."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
 class F5Voice(_Task):
-    """A zero-shot voice: its reference clip and what is said in it."""
+    """A zero-shot voice: its reference clip, what is said in it, and when, where that is known."""
 
     name: str
     reference: Blob
     reference_text: str
     languages: tuple[str, ...] = ()
+    reference_words: tuple[TimedWord, ...] = ()
 
 
 class ConversionParameters(_Task):
@@ -108,6 +117,21 @@ class ConvertTask(_Task):
     output: Output = Output()
 
 
+class QualityGate(_Task):
+    """What is good enough; zero means that it is not judged. See ``voxfleet.v1.QualityGate``."""
+
+    max_word_error_rate: float = 0.0
+    min_similarity: float = 0.0
+    tries: int = 3
+
+
+class Pronunciation(_Task):
+    """A word as it is written, and as it is spelled for the engine."""
+
+    grapheme: str
+    alias: str
+
+
 class SpeakingParameters(_Task):
     """How to speak; see ``voxfleet.v1.SynthesisParameters``. A seed of 0 is chosen by the worker."""
 
@@ -117,6 +141,11 @@ class SpeakingParameters(_Task):
     cfg_strength: float = 2.0
     duration_s: float = 0.0
     language: str = ""
+    pitch_shift: float = 0.0
+    loudness_lufs: float | None = None
+    verbatim: bool = False
+    word_timestamps: bool = False
+    quality: QualityGate | None = None
 
 
 class SpeakTask(_Task):
@@ -129,6 +158,19 @@ class SpeakTask(_Task):
     parameters: SpeakingParameters = SpeakingParameters()
     output: Output = Output()
     display_name: str = ""
+    pronunciations: tuple[Pronunciation, ...] = ()
+
+
+class RespeakTask(_Task):
+    """Speak again, in a zero-shot voice, what is said in a recording, with its timing."""
+
+    kind: Literal["f5.convert"] = "f5.convert"
+    team: str
+    audio: SourceAudio
+    voice: F5Voice
+    parameters: SpeakingParameters = SpeakingParameters()
+    output: Output = Output()
+    pronunciations: tuple[Pronunciation, ...] = ()
 
 
 class BatchTask(_Task):
@@ -149,7 +191,8 @@ class PullBundleTask(_Task):
 
 
 Task = Annotated[
-    TrainTask | ConvertTask | SpeakTask | BatchTask | PullBundleTask, Field(discriminator="kind")
+    TrainTask | ConvertTask | SpeakTask | RespeakTask | BatchTask | PullBundleTask,
+    Field(discriminator="kind"),
 ]
 
 _ADAPTER: TypeAdapter[Task] = TypeAdapter(Task)
@@ -164,6 +207,7 @@ QUEUE_OF_KIND = {
     "rvc.train": "trainer",
     "rvc.convert": "inference",
     "f5.item": "inference",
+    "f5.convert": "inference",
     "bundle.pull": "inference",
     "batch": "none",
 }

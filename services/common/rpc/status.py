@@ -91,6 +91,13 @@ def trailers(error: VoxfleetError, *, trace_id: str = "") -> tuple[tuple[str, by
     return ((DETAILS_KEY, to_status(error, trace_id=trace_id).SerializeToString()),)
 
 
+def from_status(data: bytes) -> VoxfleetError:
+    """The error that :func:`to_status` put into words."""
+    found = status_pb2.Status.FromString(data)
+    kind = next((kind for code, kind in KIND_OF_CODE.items() if code.value[0] == found.code), Kind.INTERNAL)
+    return _from_status(found, kind) or VoxfleetError(Reason.INTERNAL, found.message, kind=kind)
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> VoxfleetError:
     """The error that another service raised; a transport failure becomes SERVICE_UNAVAILABLE."""
     kind = KIND_OF_CODE.get(error.code(), Kind.INTERNAL)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.errors import Kind, Reason, VoxfleetError, internal, not_built
 from services.common.jobs.model import (
     AttemptStopped,
     AudioOutput,
@@ -23,7 +23,14 @@ from services.common.jobs.model import (
     Released,
     Succeeded,
 )
-from services.common.jobs.tasks import BatchTask, ConvertTask, PullBundleTask, SpeakTask, TrainTask
+from services.common.jobs.tasks import (
+    BatchTask,
+    ConvertTask,
+    PullBundleTask,
+    RespeakTask,
+    SpeakTask,
+    TrainTask,
+)
 from services.common.jobs.worker import Attempt
 from services.inference import metrics
 from services.inference.app.batching import SpeechBatcher
@@ -108,6 +115,8 @@ class Jobs:
                         return await _until_stopped(attempt, self._convert(attempt, task))
                     case PullBundleTask():
                         return await _until_stopped(attempt, self._pull(attempt, task))
+                    case RespeakTask():
+                        raise not_built("converting with engine f5")
                     case TrainTask() | BatchTask():
                         raise internal(f"a job of kind {task.kind} was leased to the inference service")
         except GpusLentError:

@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.common.errors import VoxfleetError
+from services.common.together import Together
 from services.metadata.model.fleet import QuotaUse
 from services.metadata.model.jobs import LeasedJob
 from services.metadata.ports.store import Store, Wakeups
-from services.metadata.scheduling.lanes import AGE_S, LANES_A_CLAIM, LaneBook, LaneKey, Pick
+from services.metadata.scheduling.lanes import AGE_S, LANES_A_CLAIM, LaneBook, LaneKey, Pick, Turn
 
 log = logging.getLogger(__name__)
 
 _ROUNDS = 4
+_LANES_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Dispatcher:
         refresh_s: between two looks at the lanes and quotas.
         age_s: after which a class that is not served counts as one higher.
         cost_of: the predicted GPU-seconds of a claimed job, which its team is charged in the fair share.
+        unwanted: told of what was leased for a worker that has gone meanwhile.
         clock: seconds, monotonic.
     """
 
@@ -66,18 +69,21 @@ class Dispatcher:
         refresh_s: float = 1.0,
         age_s: float = AGE_S,
         cost_of: Callable[[LeasedJob], float] = lambda job: max(job.gpus, 0.05) * max(job.size, 1.0),
+        unwanted: Callable[[Sequence[LeasedJob]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self.lease_s = lease_s
         self._refresh_s = refresh_s
         self._cost_of = cost_of
+        self._unwanted = unwanted
         self._clock = clock
         self.uses: Mapping[str, QuotaUse] = {}
         self.book = LaneBook(self.weight, age_s=age_s)
         self._bounded: dict[str, list[LaneKey]] = {}
         self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._stale = asyncio.Event()
+        self._claims: dict[tuple[tuple[str, ...], float], Together[list[Turn], list[LeasedJob]]] = {}
         wakeups.subscribe(self._heard)
 
     async def run(self) -> None:
@@ -120,6 +126,8 @@ class Dispatcher:
     async def claim(self, offer: Offer) -> list[LeasedJob]:
         """Leases up to ``free[kind]`` jobs of each kind; empty where the book knows of none.
 
+        What several workers ask for at the same time goes in one statement, where it is of different lanes.
+
         Errors: DATABASE_UNAVAILABLE.
         """
         free = {kind: count for kind, count in offer.free.items() if count > 0}
@@ -134,17 +142,10 @@ class Dispatcher:
             ]
             if not picks:
                 break
+            turns = [Turn(offer.worker, offer.node, pick) for pick in picks]
             try:
-                async with self._store.leases() as rows:
-                    claimed = await rows.claim(
-                        offer.worker,
-                        offer.node,
-                        picks,
-                        self.lease_s,
-                        gpu_types=offer.gpu_types,
-                        max_gpus=offer.max_gpus,
-                    )
-            except VoxfleetError:
+                claimed = await self._together(offer)(turns, [pick.lane for pick in picks])
+            except BaseException:
                 for pick in picks:
                     # Nothing was seen of these lanes: they are owed their turn still.
                     self.book.claimed(pick, [], pick.after)
@@ -156,11 +157,25 @@ class Dispatcher:
                 free[job.kind] -= 1
         return found
 
+    def _together(self, offer: Offer) -> Together[list[Turn], list[LeasedJob]]:
+        """Where those claim who could take the same as this one."""
+        able = offer.gpu_types, offer.max_gpus
+        if able not in self._claims:
+
+            async def claim(asked: Sequence[list[Turn]]) -> list[list[LeasedJob]]:
+                turns = [turn for each in asked for turn in each]
+                async with self._store.leases() as rows:
+                    found = _by_lane(
+                        await rows.claim(turns, self.lease_s, gpu_types=able[0], max_gpus=able[1])
+                    )
+                return [[job for turn in each for job in found.get(turn.pick.lane, ())] for each in asked]
+
+            self._claims[able] = Together(claim, most=_LANES_TOGETHER, unwanted=self._unwanted)
+        return self._claims[able]
+
     def _note(self, picks: Sequence[Pick], claimed: Sequence[LeasedJob]) -> None:
         """Tells the book what each pick brought."""
-        by_lane: dict[LaneKey, list[LeasedJob]] = {}
-        for job in claimed:
-            by_lane.setdefault(LaneKey(job.kind, job.priority_class, job.team), []).append(job)
+        by_lane = _by_lane(claimed)
         for pick in picks:
             jobs = by_lane.get(pick.lane, [])
             last = max((job.queue_key for job in jobs), default=pick.after)
@@ -194,3 +209,10 @@ class Dispatcher:
     def _wake(self, kind: str) -> None:
         for event in self._waiting.get(kind, ()):
             event.set()
+
+
+def _by_lane(jobs: Iterable[LeasedJob]) -> dict[LaneKey, list[LeasedJob]]:
+    found: dict[LaneKey, list[LeasedJob]] = {}
+    for job in jobs:
+        found.setdefault(LaneKey(job.kind, job.priority_class, job.team), []).append(job)
+    return found

@@ -62,6 +62,7 @@ class Ledger:
             lease_s=settings.lease_s,
             refresh_s=settings.refresh_s,
             cost_of=self.experience.cost_of,
+            unwanted=lambda jobs: self.work.give_back(jobs),  # noqa: PLW0108 - made below,
         )
         self.aftermath = Aftermath(self.feed, self.dispatcher)
         self.planner = Planner(store, self.experience, self.dispatcher)

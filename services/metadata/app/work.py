@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime as dt
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.common import names
@@ -21,8 +23,8 @@ from services.common.jobs.model import (
     StopKind,
     Succeeded,
 )
+from services.common.together import Together
 from services.metadata.app.endings import fail_voice_of, lane_of
-from services.metadata.app.together import Together
 from services.metadata.model.catalog import Audio, VoiceState
 from services.metadata.model.fleet import WorkerRow
 from services.metadata.model.jobs import (
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 500
 _NOTHING = Succeeded()
+_Plain = Mapping[Fence, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Work:
         self._output_ttl = dt.timedelta(seconds=output_ttl_s)
         self._chance = chance or random.Random()  # noqa: S311 - jitter
         self._successes = Together(self._succeed, most=_AT_ONCE)
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def put_worker(self, row: WorkerRow, gpus: GpuFacts | None = None) -> None:
         """Keeps what a worker said of itself, and of GPUs where it did."""
@@ -141,12 +145,26 @@ class Work:
 
         Errors: LEASE_LOST.
         """
-        if not outcome.audios and outcome.voice is None:
-            done = await self._successes((fence, _plain(outcome)), [fence])
-            if done is None:
-                raise lease_lost(fence)
-            self._ended([done])
-            return Ended(done)
+        if _makes_rows(outcome):
+            return await self._commit(fence, outcome)
+        (ended,) = await self.succeed_all([(fence, outcome)])
+        if isinstance(ended, VoxfleetError):
+            raise ended
+        return ended
+
+    async def succeed_all(self, outcomes: Sequence[tuple[Fence, Succeeded]]) -> list[Ended | VoxfleetError]:
+        """Ends attempts that made no rows, all in one statement; each is judged by itself.
+
+        What else is ended at the same time goes with them. Returns for each its job, or LEASE_LOST.
+        """
+        asked = {fence: _plain(outcome) for fence, outcome in outcomes}
+        if not asked:
+            return []
+        found = await self._successes(asked, asked)
+        self._ended(list(found.values()))
+        return [Ended(found[fence]) if fence in found else lease_lost(fence) for fence, _ in outcomes]
+
+    async def _commit(self, fence: Fence, outcome: Succeeded) -> Ended:
         async with self._store.service() as tx:
             job = await _held(tx, fence)
             audios = [await self._add_output(tx, job, output) for output in outcome.audios]
@@ -155,12 +173,21 @@ class Work:
         self._ended([job])
         return Ended(job, tuple(audios), voice)
 
-    async def _succeed(
-        self, asked: Sequence[tuple[Fence, Mapping[str, Any] | None]]
-    ) -> Sequence[DoneJob | None]:
+    async def _succeed(self, asked: Sequence[_Plain]) -> Sequence[dict[Fence, DoneJob]]:
         async with self._store.leases() as rows:
-            done = await rows.succeed(dict(asked))
-        return [done.get(fence) for fence, _ in asked]
+            done = await rows.succeed({fence: result for each in asked for fence, result in each.items()})
+        return [{fence: done[fence] for fence in each if fence in done} for each in asked]
+
+    def give_back(self, jobs: Sequence[LeasedJob]) -> None:
+        """Takes back, soon, what was leased and will not be delivered."""
+        for job in jobs:
+            task = asyncio.create_task(self._give_back(job))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+
+    async def _give_back(self, job: LeasedJob) -> None:
+        with contextlib.suppress(VoxfleetError):  # then its lease expires
+            await self.release(job.fence, Released("the worker went before it was told"))
 
     async def release(self, fence: Fence, outcome: Released) -> Ended:
         """Takes a job back unharmed; it costs no attempt. Errors: LEASE_LOST."""
@@ -280,6 +307,7 @@ class Work:
                 "rate_hz": output.rate_hz,
                 "channels": output.channels,
                 "codec": output.codec,
+                **_said(output),
             },
             assessment={},
             labels={},
@@ -292,6 +320,7 @@ class Work:
                 "weights_trained": output.weights_trained,
                 "weights_licence": output.weights_licence,
                 "seed": str(output.seed),
+                "watermarked": output.watermarked,
             },
             source_audio=output.source_audio,
             created_at=now,
@@ -300,6 +329,18 @@ class Work:
         await tx.put_artifact(job.team, output.blob)
         await tx.add_audio(audio, job_id=job.id)
         return audio.name
+
+
+def _said(output: AudioOutput) -> dict[str, Any]:
+    """What is known of speech beside its sound; it stands with the measures."""
+    found: dict[str, Any] = {}
+    if output.words:
+        found["words"] = [
+            {"word": word.text, "start_s": word.start_s, "end_s": word.end_s} for word in output.words
+        ]
+    if output.quality is not None:
+        found["quality"] = asdict(output.quality)
+    return found
 
 
 def lease_lost(fence: Fence) -> VoxfleetError:
@@ -341,6 +382,10 @@ def _result(outcome: Succeeded, audios: Sequence[str], voice: str) -> Mapping[st
         "weights_trained": outcome.weights_trained,
         "curve": [{"step": step, "metrics": dict(point)} for step, point in outcome.curve],
     }
+
+
+def _makes_rows(outcome: Succeeded) -> bool:
+    return bool(outcome.audios) or outcome.voice is not None
 
 
 def _plain(outcome: Succeeded) -> Mapping[str, Any] | None:

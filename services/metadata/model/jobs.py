@@ -182,7 +182,8 @@ class LeasedJob:
     id: str
     kind: str
     priority_class: PriorityClass
-    task: Mapping[str, Any]
+    task: str
+    """JSON, as it goes to the worker."""
     parent_id: str
     item_id: str
     attempt: int

@@ -29,7 +29,7 @@ from services.metadata.model.jobs import (
     NewJob,
 )
 from services.metadata.model.page import Page
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Turn
 
 
 class JobRows(Protocol):
@@ -121,16 +121,9 @@ class LeaseRows(Protocol):
         """Every team that has a quota or a weight of its own, with what it uses."""
 
     async def claim(
-        self,
-        worker: str,
-        node: str,
-        picks: Sequence[Pick],
-        lease_s: float,
-        *,
-        gpu_types: Sequence[str],
-        max_gpus: float,
+        self, turns: Sequence[Turn], lease_s: float, *, gpu_types: Sequence[str], max_gpus: float
     ) -> list[LeasedJob]:
-        """Leases what the picks name, within each team's quota of GPUs."""
+        """Leases what the turns name, each lane once, within each team's quota of GPUs."""
 
     async def heartbeat(
         self, beats: Sequence[tuple[Fence, Progress | None]], lease_s: float

@@ -60,6 +60,14 @@ class Pick:
     mark: int = 0
 
 
+class Turn(NamedTuple):
+    """A pick, and for whom."""
+
+    worker: str
+    node: str
+    pick: Pick
+
+
 @dataclass(slots=True)
 class _Lane:
     """``start`` includes what is ``ahead``: charged for picks of which nothing was told yet.

@@ -59,6 +59,8 @@ def audio_to_proto(audio: Audio) -> audio_pb2.Audio:
     )
     _fill(found.measures, audio.measures)
     _fill(found.assessment, audio.assessment)
+    # What is said, and how well, stands with the measures; the API shows it beside them.
+    _fill(found, {name: audio.measures[name] for name in ("words", "quality") if name in audio.measures})
     if audio.provenance:
         _fill(found.provenance, audio.provenance)
     return found

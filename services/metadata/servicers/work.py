@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf import json_format
 
-from services.common.errors import FailureClass, Reason, invalid
+from services.common.errors import FailureClass, Reason, VoxfleetError, invalid
 from services.common.jobs.grpc_ledger import (
     blob_from_proto,
     blob_to_proto,
@@ -24,10 +23,13 @@ from services.common.jobs.model import (
     FleetOrders,
     Progress,
     Released,
+    SpeechQuality,
     StopKind,
     Succeeded,
     VoiceOutput,
 )
+from services.common.jobs.tasks import TimedWord
+from services.common.rpc import status
 from services.metadata.app.channel import Orders, WorkSession
 from services.metadata.app.dispatch import Dispatcher
 from services.metadata.app.work import Claimed, Ended, Work
@@ -88,23 +90,42 @@ class WorkServicer:
             self._sessions.discard(session)
             await self._work.drop_worker(row.worker)
 
-    async def EndAttempt(self, request: work_pb2.EndAttemptRequest, _: object) -> work_pb2.EndAttemptResponse:
-        """Ends an attempt."""
-        fence = fence_from_proto(request.fence)
-        match request.WhichOneof("outcome"):
-            case "succeeded":
-                ended = await self._work.succeed(fence, _succeeded(request.succeeded))
-            case "failed":
-                ended = await self._fail(fence, request.failed)
-            case "cancelled":
-                ended = await self._work.cancelled(fence)
-            case "released":
-                ended = await self._work.release(fence, Released(request.released.message))
-            case _:
-                raise invalid(Reason.INVALID_ARGUMENT, "an attempt ends somehow", field="outcome")
-        return work_pb2.EndAttemptResponse(
-            state=convert.job_state(ended.job.state), audios=ended.audios, voice=ended.voice
+    async def EndAttempts(
+        self, request: work_pb2.EndAttemptsRequest, _: object
+    ) -> work_pb2.EndAttemptsResponse:
+        """Ends attempts; those that made no rows share a statement."""
+        plain = [place for place, end in enumerate(request.ends) if _is_plain(end)]
+        others = [place for place, end in enumerate(request.ends) if not _is_plain(end)]
+        found, apart = await asyncio.gather(
+            self._succeed_all([request.ends[place] for place in plain]),
+            asyncio.gather(*(self._end(request.ends[place]) for place in others)),
         )
+        ended = dict(zip([*plain, *others], [*found, *apart], strict=True))
+        return work_pb2.EndAttemptsResponse(ended=[_ended(ended[place]) for place in sorted(ended)])
+
+    async def _succeed_all(self, ends: Sequence[work_pb2.AttemptEnd]) -> list[Ended | VoxfleetError]:
+        outcomes = [(fence_from_proto(end.fence), _succeeded(end.succeeded)) for end in ends]
+        try:
+            return await self._work.succeed_all(outcomes)
+        except VoxfleetError as error:
+            return [error for _ in ends]
+
+    async def _end(self, end: work_pb2.AttemptEnd) -> Ended | VoxfleetError:
+        fence = fence_from_proto(end.fence)
+        try:
+            match end.WhichOneof("outcome"):
+                case "succeeded":
+                    return await self._work.succeed(fence, _succeeded(end.succeeded))
+                case "failed":
+                    return await self._fail(fence, end.failed)
+                case "cancelled":
+                    return await self._work.cancelled(fence)
+                case "released":
+                    return await self._work.release(fence, Released(end.released.message))
+                case _:
+                    raise invalid(Reason.INVALID_ARGUMENT, "an attempt ends somehow", field="outcome")
+        except VoxfleetError as error:
+            return error
 
     async def RecordCheckpoint(
         self, request: work_pb2.RecordCheckpointRequest, _: object
@@ -157,6 +178,18 @@ class WorkServicer:
             replies.put_nowait(None)
 
 
+def _is_plain(end: work_pb2.AttemptEnd) -> bool:
+    return end.HasField("succeeded") and not end.succeeded.audios and not end.succeeded.HasField("voice")
+
+
+def _ended(ended: Ended | VoxfleetError) -> work_pb2.EndedAttempt:
+    if isinstance(ended, VoxfleetError):
+        return work_pb2.EndedAttempt(status=status.to_status(ended).SerializeToString())
+    return work_pb2.EndedAttempt(
+        state=convert.job_state(ended.job.state), audios=ended.audios, voice=ended.voice
+    )
+
+
 def _orders(orders: FleetOrders) -> work_pb2.WorkResponse:
     return work_pb2.WorkResponse(
         orders=work_pb2.FleetOrders(drained_nodes=sorted(orders.drained_nodes), grants=orders.grants)
@@ -200,7 +233,7 @@ def _lease(claimed: Claimed, lease_s: float) -> work_pb2.Lease:
         fence=fence_to_proto(claimed.fence),
         job=job.name,
         kind=job.kind,
-        task_json=json.dumps(dict(job.task)),
+        task_json=job.task,
         lease_s=lease_s,
         traceparent=job.traceparent,
         checkpoints=[
@@ -239,6 +272,11 @@ def _succeeded(found: work_pb2.AttemptSucceeded) -> Succeeded:
                 seed=audio.seed,
                 voice=audio.voice,
                 source_audio=audio.source_audio,
+                watermarked=audio.watermarked,
+                words=tuple(
+                    TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s) for word in audio.words
+                ),
+                quality=_quality(audio),
             )
             for audio in found.audios
         ),
@@ -248,3 +286,10 @@ def _succeeded(found: work_pb2.AttemptSucceeded) -> Succeeded:
         weights=found.weights,
         weights_trained=found.weights_trained,
     )
+
+
+def _quality(audio: work_pb2.OutputAudio) -> SpeechQuality | None:
+    if not audio.HasField("quality"):
+        return None
+    found = audio.quality
+    return SpeechQuality(found.word_error_rate, found.similarity, found.tries, found.heard, found.passed)

@@ -2,15 +2,16 @@
 -- statement that may stand alone, and each write checks the fence: id, attempt, and the lease's own token.
 
 -- name: claim
--- Leases up to count[i] jobs of lane i, from the queue key after[i] on: a claimer that begins where the last
--- one ended passes over no row that is dead but cannot be removed yet. SKIP LOCKED lets claimers pass one
--- another.
+-- Leases up to count[i] jobs of lane i to worker[i], from the queue key after[i] on: a claimer that begins where
+-- the last one ended passes over no row that is dead but cannot be removed yet. SKIP LOCKED lets claimers pass
+-- one another. No lane stands twice, so that a job's lane tells whose it is.
 --
 -- A quota of GPUs is hard: its row is locked (who cannot have the lock at once claims nothing of that team),
 -- and only then what the team holds is counted, by a function that sees what was committed meanwhile.
 WITH lane AS MATERIALIZED (
-  SELECT * FROM unnest(%(kinds)s::text[], %(classes)s::smallint[], %(teams)s::text[], %(counts)s::integer[],
-                       %(after)s::bigint[]) AS l(kind, class, team, count, after)
+  SELECT * FROM unnest(%(workers)s::text[], %(nodes)s::text[], %(kinds)s::text[], %(classes)s::smallint[],
+                       %(teams)s::text[], %(counts)s::integer[], %(after)s::bigint[])
+    AS l(worker, node, kind, class, team, count, after)
 ), bounded AS MATERIALIZED (
   SELECT team FROM team_quotas WHERE max_gpus > 0 AND team = ANY(%(teams)s::text[])
 ), gate AS MATERIALIZED (
@@ -19,13 +20,15 @@ WITH lane AS MATERIALIZED (
 ), part AS (
   -- Each team's bound, what it holds and what is picked, one below the other: a single sort tells what fits,
   -- where a join would compare every lane with every team.
-  SELECT team, NULL::tid AS place, -1::bigint AS queue_key, 0::float8 AS gpus, 0::float8 AS bound FROM bounded
+  SELECT team, NULL::tid AS place, -1::bigint AS queue_key, 0::float8 AS gpus, 0::float8 AS bound,
+    NULL::text AS worker, NULL::text AS node
+  FROM bounded
   UNION ALL
-  SELECT team, NULL, -1, 0, max_gpus FROM gate
+  SELECT team, NULL, -1, 0, max_gpus, NULL, NULL FROM gate
   UNION ALL
-  SELECT team, NULL, -1, gpus, NULL FROM gpus_held_by(ARRAY(SELECT team FROM gate))
+  SELECT team, NULL, -1, gpus, NULL, NULL, NULL FROM gpus_held_by(ARRAY(SELECT team FROM gate))
   UNION ALL
-  SELECT lane.team, j.ctid, j.queue_key, j.gpus, NULL
+  SELECT lane.team, j.ctid, j.queue_key, j.gpus, NULL, lane.worker, lane.node
   FROM lane CROSS JOIN LATERAL (
     SELECT ctid, gpus, queue_key FROM jobs
     WHERE state = 'QUEUED' AND NOT paused AND blockers = 0
@@ -33,13 +36,13 @@ WITH lane AS MATERIALIZED (
       AND not_before <= voxfleet_now()
       AND gpus <= %(max_gpus)s AND (gpu_type = '' OR gpu_type = ANY(%(gpu_types)s::text[]))
       -- Elsewhere than where it failed, for a while; then anywhere rather than nowhere.
-      AND (avoid_nodes = '{}' OR NOT %(node)s = ANY(avoid_nodes)
+      AND (avoid_nodes = '{}' OR NOT lane.node = ANY(avoid_nodes)
            OR not_before <= voxfleet_now() - interval '30 seconds')
     ORDER BY queue_key LIMIT lane.count FOR UPDATE SKIP LOCKED
   ) AS j
-), fitting AS (
-  SELECT place FROM (
-    SELECT place, sum(gpus) OVER held AS gpus, max(bound) OVER held AS bound
+), fitting AS MATERIALIZED (
+  SELECT place, worker, node FROM (
+    SELECT place, worker, node, sum(gpus) OVER held AS gpus, max(bound) OVER held AS bound
     FROM part WINDOW held AS (PARTITION BY team ORDER BY queue_key)
   ) AS summed
   -- Thirds of a GPU are rounded, and many are added up.
@@ -49,14 +52,13 @@ WITH lane AS MATERIALIZED (
     -- Salted with one random number a claim: asking the kernel for one a job costs more than its index.
     lease_token = left(encode(sha256(convert_to(id || (SELECT gen_random_uuid()), 'UTF8')), 'hex'), 32)::uuid,
     lease_expires_at = voxfleet_now() + %(lease_s)s * interval '1 second',
-    worker = %(worker)s, node = %(node)s, started_at = voxfleet_now(), updated_at = voxfleet_now(),
+    worker = fitting.worker, node = fitting.node, started_at = voxfleet_now(), updated_at = voxfleet_now(),
     phase = '', yield_asked = false, event_seq = event_seq + 1
-  -- By place, not by a join: the planner thinks that a lane holds a tenth of the queue, and would scan every
-  -- job there ever was to join with it. The rows are locked, so that they stay where they are; one that moved
-  -- between our snapshot and the lock is passed over until the next look.
-  WHERE ctid = ANY(ARRAY(SELECT place FROM fitting))
+  -- By place: the rows are locked, so that they stay where they are; one that moved between our snapshot and
+  -- the lock is passed over until the next look.
+  FROM fitting WHERE jobs.ctid = fitting.place
   RETURNING team, id, kind, priority_class, task, parent_id, item_id, attempt, lease_token, queue_key, gpus,
-            size, batch_scale, avoid_nodes, traceparent, event_seq, state, worker
+            size, batch_scale, avoid_nodes, traceparent, event_seq, state, jobs.worker
 ), events AS (
   INSERT INTO job_events (job_id, seq, team, state, attempt, message, at)
   SELECT id, event_seq, team, state, attempt, 'started by ' || worker, voxfleet_now() FROM claimed

@@ -26,7 +26,7 @@ from services.metadata.model.jobs import (
     PriorityClass,
 )
 from services.metadata.ports.store import Store, Transaction
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 from tests.contract.ledger.backends import Backend
 
 LEASE_S = 15.0
@@ -180,7 +180,8 @@ class Desk:
     ) -> list[LeasedJob]:
         """What the claiming statement leases of several lanes."""
         async with self.store.leases() as rows:
-            return await rows.claim(worker, node, picks, LEASE_S, gpu_types=gpu_types, max_gpus=max_gpus)
+            turns = [Turn(worker, node, pick) for pick in picks]
+            return await rows.claim(turns, LEASE_S, gpu_types=gpu_types, max_gpus=max_gpus)
 
     async def succeed(self, fence: Fence) -> Ended:
         return await self.work.succeed(fence, Succeeded(weights="w"))

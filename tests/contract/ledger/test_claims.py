@@ -1,14 +1,17 @@
 """Claims: the order within and between lanes, what a worker can take, and what others hold."""
 
 import asyncio
+import json
 from collections import Counter
+from contextlib import asynccontextmanager
 
 import pytest
 
 from services.common.errors import FailureClass
 from services.common.jobs.model import Released
+from services.metadata.app.dispatch import Offer
 from services.metadata.model.jobs import JobState, PriorityClass
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 from tests.contract.ledger.desk import ITEM_LANE, LEASE_S
 
 
@@ -25,9 +28,68 @@ async def test_a_claim_says_all_that_a_worker_must_know(desk):
     assert (job.started_at, job.phase, job.lease_token) == (desk.clock.now, "", claimed.lease_token)
     assert (claimed.id, claimed.team, claimed.kind, claimed.attempt) == (job_id, "alpha", "rvc.convert", 1)
     assert (claimed.gpus, claimed.size, claimed.batch_scale, claimed.avoid_nodes) == (0.25, 3.0, 1.0, ())
-    assert (claimed.item_id, claimed.traceparent, claimed.task["kind"]) == ("i", "00-1", "rvc.convert")
+    assert (claimed.item_id, claimed.traceparent, json.loads(claimed.task)["kind"]) == (
+        "i",
+        "00-1",
+        "rvc.convert",
+    )
     assert claimed.queue_key == job.queue_key
     assert [event.message for event in await desk.events(job_id)] == ["", "started by w"]
+
+
+async def test_several_workers_claim_at_once_each_its_own_lanes(desk):
+    conversions = LaneKey("rvc.convert", PriorityClass.CONVERSION, "alpha")
+    items = [await desk.submit() for _ in range(2)]
+    conversion = await desk.submit("rvc.convert")
+    turns = [Turn("w1", "n1", Pick(ITEM_LANE, 2, 0)), Turn("w2", "n2", Pick(conversions, 2, 0))]
+    async with desk.store.leases() as rows:
+        leased = await rows.claim(turns, LEASE_S, gpu_types=(), max_gpus=1.0)
+    assert sorted(ids(leased)) == sorted([*items, conversion])
+    for job_id, where in [*((item, ("w1", "n1")) for item in items), (conversion, ("w2", "n2"))]:
+        job = await desk.job(job_id)
+        assert (job.worker, job.node) == where
+        assert (await desk.events(job_id))[-1].message == f"started by {where[0]}"
+
+
+async def test_each_worker_passes_over_what_failed_on_its_own_node(desk):
+    conversions = LaneKey("rvc.convert", PriorityClass.CONVERSION, "alpha")
+    for kind in ("f5.item", "rvc.convert"):
+        await desk.submit(kind)
+    for claimed in await desk.claim(node="n1"):
+        await desk.fail(claimed.fence, FailureClass.NODE)
+    desk.clock.advance(10.0)
+    turns = [Turn("w1", "n1", Pick(ITEM_LANE, 1, 0)), Turn("w2", "n2", Pick(conversions, 1, 0))]
+    async with desk.store.leases() as rows:
+        leased = await rows.claim(turns, LEASE_S, gpu_types=(), max_gpus=1.0)
+    assert [each.kind for each in leased] == ["rvc.convert"]
+
+
+async def test_what_was_leased_for_a_worker_that_has_gone_is_given_back(desk, monkeypatch):
+    job_id = await desk.submit(max_attempts=1)
+    await desk.dispatcher.refresh()
+    leases = desk.store.leases
+
+    @asynccontextmanager
+    async def leases_until_it_goes():
+        async with leases() as rows:
+            yield rows
+            asked.cancel()  # the statement has leased it; nobody was told yet
+
+    monkeypatch.setattr(desk.store, "leases", leases_until_it_goes)
+    asked = asyncio.create_task(desk.dispatcher.claim(Offer("w1", "n1", {"f5.item": 1})))
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    monkeypatch.setattr(desk.store, "leases", leases)
+    async with asyncio.timeout(10):
+        while (await desk.job(job_id)).state is not JobState.QUEUED:
+            await asyncio.sleep(0.001)
+    assert [event.message for event in await desk.events(job_id)][1:] == [
+        "started by w1",
+        "given back: the worker went before it was told",
+    ]
+    (claimed,) = await desk.claim({"f5.item": 1})
+    await desk.succeed(claimed.fence)
+    assert (await desk.job(job_id)).state is JobState.SUCCEEDED
 
 
 async def test_a_lane_goes_by_priority_then_by_age(desk):

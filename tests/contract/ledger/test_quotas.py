@@ -6,7 +6,7 @@ import pytest
 
 from services.common.jobs.model import Released
 from services.metadata.model.jobs import PriorityClass
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 from tests.contract.ledger.desk import ITEM_LANE, LEASE_S
 
 TRAINING = LaneKey("rvc.train", PriorityClass.TRAINING, "alpha")
@@ -87,7 +87,10 @@ async def test_whose_quota_another_measures_waits_for_nobody(desk):
     await desk.submit("rvc.train", team="beta", gpus=1)
     picks = [Pick(TRAINING, 1, 0), Pick(TRAINING._replace(team="beta"), 1, 0)]
     async with desk.store.service() as tx:
-        assert len(await tx.claim("w0", "n", [Pick(TRAINING, 1, 0)], LEASE_S, gpu_types=(), max_gpus=9)) == 1
+        assert (
+            len(await tx.claim([Turn("w0", "n", Pick(TRAINING, 1, 0))], LEASE_S, gpu_types=(), max_gpus=9))
+            == 1
+        )
         await desk.submit("rvc.train", gpus=1)
         async with asyncio.timeout(10):
             assert [job.team for job in await desk.pick_all(picks)] == ["beta"]

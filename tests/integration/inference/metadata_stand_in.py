@@ -26,7 +26,7 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
     usage: list[catalog_pb2.RecordUsageRequest] = field(default_factory=list)
     free: dict[str, int] = field(default_factory=dict)
     capacity: work_pb2.WorkerCapacity = field(default_factory=work_pb2.WorkerCapacity)
-    ended: dict[str, work_pb2.EndAttemptRequest] = field(default_factory=dict)
+    ended: dict[str, work_pb2.AttemptEnd] = field(default_factory=dict)
     progress: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     port: int = 0
 
@@ -108,6 +108,7 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
             except queue.Empty:
                 continue
 
-    def EndAttempt(self, request, context):
-        self.ended[request.fence.job_id] = request
-        return work_pb2.EndAttemptResponse()
+    def EndAttempts(self, request, context):
+        for end in request.ends:
+            self.ended[end.fence.job_id] = end
+        return work_pb2.EndAttemptsResponse(ended=[work_pb2.EndedAttempt() for _ in request.ends])

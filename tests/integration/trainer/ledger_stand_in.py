@@ -30,7 +30,7 @@ class LedgerStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.WorkS
     progress: dict[str, list[job_pb2.JobProgress]] = field(default_factory=dict)
     checkpoints: dict[str, list[work_pb2.CheckpointRecord]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
-    ended: dict[tuple[str, int], work_pb2.EndAttemptRequest] = field(default_factory=dict)
+    ended: dict[tuple[str, int], work_pb2.AttemptEnd] = field(default_factory=dict)
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -110,6 +110,7 @@ class LedgerStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.WorkS
         self.dropped.extend(gone)
         return work_pb2.RecordCheckpointResponse(dropped_keys=gone)
 
-    def EndAttempt(self, request, context):
-        self.ended[(request.fence.job_id, request.fence.attempt)] = request
-        return work_pb2.EndAttemptResponse()
+    def EndAttempts(self, request, context):
+        for end in request.ends:
+            self.ended[(end.fence.job_id, end.fence.attempt)] = end
+        return work_pb2.EndAttemptsResponse(ended=[work_pb2.EndedAttempt() for _ in request.ends])

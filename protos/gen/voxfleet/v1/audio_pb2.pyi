@@ -129,6 +129,8 @@ class Audio(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`teams/{team}/audios/{audio}`. Output only."""
     display_name: _builtins.str
@@ -171,6 +173,14 @@ class Audio(_message.Message):
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Processed versions of this audio, beside the original. Output only."""
 
+    @_builtins.property
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordTimestamp]:
+        """When each word is said, where that was asked for as it was made. Output only."""
+
+    @_builtins.property
+    def quality(self) -> Global___SpeechQuality:
+        """How well it came out, where that was judged as it was made. Output only."""
+
     def __init__(
         self,
         *,
@@ -188,14 +198,84 @@ class Audio(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         provenance: Global___Provenance | None = ...,
         versions: _abc.Iterable[_builtins.str] | None = ...,
+        words: _abc.Iterable[Global___WordTimestamp] | None = ...,
+        quality: Global___SpeechQuality | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "expire_time", b"expire_time", "measures", b"measures", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "expire_time", b"expire_time", "measures", b"measures", "provenance", b"provenance", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "labels", b"labels", "measures", b"measures", "media_type", b"media_type", "name", b"name", "provenance", b"provenance", "purpose", b"purpose", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "labels", b"labels", "measures", b"measures", "media_type", b"media_type", "name", b"name", "provenance", b"provenance", "purpose", b"purpose", "quality", b"quality", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "versions", b"versions", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Audio: _TypeAlias = Audio  # noqa: Y015
+
+@_typing.final
+class WordTimestamp(_message.Message):
+    """When a word is said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    END_S_FIELD_NUMBER: _builtins.int
+    word: _builtins.str
+    """The word."""
+    start_s: _builtins.float
+    """Seconds from the beginning."""
+    end_s: _builtins.float
+    """Seconds from the beginning."""
+    def __init__(
+        self,
+        *,
+        word: _builtins.str = ...,
+        start_s: _builtins.float = ...,
+        end_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_s", b"end_s", "start_s", b"start_s", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WordTimestamp: _TypeAlias = WordTimestamp  # noqa: Y015
+
+@_typing.final
+class SpeechQuality(_message.Message):
+    """How well speech came out, as a quality gate judged it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    word_error_rate: _builtins.float
+    """Share of the words that a recogniser heard wrongly, 0 or more."""
+    similarity: _builtins.float
+    """Likeness of the voice to its reference, -1 to 1."""
+    tries: _builtins.int
+    """How often it was spoken, this time included."""
+    heard: _builtins.str
+    """What was heard."""
+    passed: _builtins.bool
+    """Whether it met what was asked for; the best try is kept where none did."""
+    def __init__(
+        self,
+        *,
+        word_error_rate: _builtins.float = ...,
+        similarity: _builtins.float = ...,
+        tries: _builtins.int = ...,
+        heard: _builtins.str = ...,
+        passed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "passed", b"passed", "similarity", b"similarity", "tries", b"tries", "word_error_rate", b"word_error_rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeechQuality: _TypeAlias = SpeechQuality  # noqa: Y015
 
 @_typing.final
 class AudioMeasures(_message.Message):
@@ -373,6 +453,7 @@ class Provenance(_message.Message):
     WEIGHTS_TRAINED_FIELD_NUMBER: _builtins.int
     WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    WATERMARKED_FIELD_NUMBER: _builtins.int
     generated: _builtins.bool
     """Always true for what Voxfleet made."""
     voice: _builtins.str
@@ -389,6 +470,8 @@ class Provenance(_message.Message):
     """SPDX id of the weights' licence."""
     seed: _builtins.int
     """The seed."""
+    watermarked: _builtins.bool
+    """Whether it carries the inaudible mark."""
     def __init__(
         self,
         *,
@@ -400,10 +483,11 @@ class Provenance(_message.Message):
         weights_trained: _builtins.bool = ...,
         weights_licence: _builtins.str = ...,
         seed: _builtins.int = ...,
+        watermarked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "seed", b"seed", "voice", b"voice", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "seed", b"seed", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

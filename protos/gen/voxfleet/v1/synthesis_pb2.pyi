@@ -110,6 +110,11 @@ class SynthesisParameters(_message.Message):
     LANGUAGE_FIELD_NUMBER: _builtins.int
     STYLE_FIELD_NUMBER: _builtins.int
     WORD_TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    PITCH_SHIFT_FIELD_NUMBER: _builtins.int
+    LOUDNESS_LUFS_FIELD_NUMBER: _builtins.int
+    LEXICONS_FIELD_NUMBER: _builtins.int
+    VERBATIM_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
     """`fast` (7 steps), `balanced` (16, default) or `quality` (32)."""
     steps: _builtins.int
@@ -127,7 +132,21 @@ class SynthesisParameters(_message.Message):
     style: _builtins.str
     """The style of the reference clip; the default one where empty."""
     word_timestamps: _builtins.bool
-    """Word timestamps in the final message."""
+    """Word timestamps in the final message, or with the audio."""
+    pitch_shift: _builtins.float
+    """Semitones, -12 to 12, without a change of pace."""
+    loudness_lufs: _builtins.float
+    """Integrated loudness of the result in LUFS, -40 to -5; as loud as the reference where unset."""
+    verbatim: _builtins.bool
+    """Speaks the text as it is written: numbers and units are not put into words."""
+    @_builtins.property
+    def lexicons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`teams/{team}/lexicons/{lexicon}`, at most 8; the first that has a word says how it is spoken."""
+
+    @_builtins.property
+    def quality(self) -> Global___QualityGate:
+        """Speaks again, with another seed, what does not come out well."""
+
     def __init__(
         self,
         *,
@@ -140,14 +159,51 @@ class SynthesisParameters(_message.Message):
         language: _builtins.str = ...,
         style: _builtins.str = ...,
         word_timestamps: _builtins.bool = ...,
+        pitch_shift: _builtins.float = ...,
+        loudness_lufs: _builtins.float | None = ...,
+        lexicons: _abc.Iterable[_builtins.str] | None = ...,
+        verbatim: _builtins.bool = ...,
+        quality: Global___QualityGate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "loudness_lufs", b"loudness_lufs", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "cfg_strength", b"cfg_strength", "duration_s", b"duration_s", "language", b"language", "lexicons", b"lexicons", "loudness_lufs", b"loudness_lufs", "pitch_shift", b"pitch_shift", "preset", b"preset", "quality", b"quality", "seed", b"seed", "speed", b"speed", "steps", b"steps", "style", b"style", "verbatim", b"verbatim", "word_timestamps", b"word_timestamps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__loudness_lufs: _TypeAlias = _typing.Literal["loudness_lufs"]  # noqa: Y015
+    _WhichOneofArgType__loudness_lufs: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loudness_lufs) -> _WhichOneofReturnType__loudness_lufs | None: ...
+
+Global___SynthesisParameters: _TypeAlias = SynthesisParameters  # noqa: Y015
+
+@_typing.final
+class QualityGate(_message.Message):
+    """What is good enough. Zero means that it is not judged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_WORD_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    MIN_SIMILARITY_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    max_word_error_rate: _builtins.float
+    """Share of words that a recogniser may hear wrongly, 0 to 1."""
+    min_similarity: _builtins.float
+    """Least likeness of the voice to its reference, 0 to 1."""
+    tries: _builtins.int
+    """How often it is spoken at most, 1 to 5; 3 where 0."""
+    def __init__(
+        self,
+        *,
+        max_word_error_rate: _builtins.float = ...,
+        min_similarity: _builtins.float = ...,
+        tries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cfg_strength", b"cfg_strength", "duration_s", b"duration_s", "language", b"language", "preset", b"preset", "seed", b"seed", "speed", b"speed", "steps", b"steps", "style", b"style", "word_timestamps", b"word_timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_word_error_rate", b"max_word_error_rate", "min_similarity", b"min_similarity", "tries", b"tries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SynthesisParameters: _TypeAlias = SynthesisParameters  # noqa: Y015
+Global___QualityGate: _TypeAlias = QualityGate  # noqa: Y015
 
 @_typing.final
 class OutputFormat(_message.Message):
@@ -188,8 +244,11 @@ class SynthesizeResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     PCM_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    ENCODED_FIELD_NUMBER: _builtins.int
     pcm: _builtins.bytes
     """Signed 16-bit little-endian mono samples at the header's rate."""
+    encoded: _builtins.bytes
+    """The next bytes of the file, where a format other than WAV is asked for; no `pcm` comes then."""
     @_builtins.property
     def header(self) -> Global___SynthesisHeader:
         """First."""
@@ -204,12 +263,13 @@ class SynthesizeResponse(_message.Message):
         header: Global___SynthesisHeader | None = ...,
         pcm: _builtins.bytes = ...,
         summary: Global___SynthesisSummary | None = ...,
+        encoded: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "pcm", b"pcm", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "header", b"header", "part", b"part", "pcm", b"pcm", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "pcm", b"pcm", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "header", b"header", "part", b"part", "pcm", b"pcm", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "pcm", "summary"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "pcm", "summary", "encoded"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -224,10 +284,13 @@ class SynthesisHeader(_message.Message):
     RATE_HZ_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     rate_hz: _builtins.int
     """Samples a second."""
     chunks: _builtins.int
     """Chunks of text it was cut into."""
+    format: Global___AudioFormat.ValueType
+    """Of the bytes that follow; WAV stands for plain samples."""
     @_builtins.property
     def provenance(self) -> _audio_pb2.Provenance:
         """How it is made."""
@@ -238,10 +301,11 @@ class SynthesisHeader(_message.Message):
         rate_hz: _builtins.int = ...,
         chunks: _builtins.int = ...,
         provenance: _audio_pb2.Provenance | None = ...,
+        format: Global___AudioFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "provenance", b"provenance", "rate_hz", b"rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "format", b"format", "provenance", b"provenance", "rate_hz", b"rate_hz"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,12 +324,16 @@ class SynthesisSummary(_message.Message):
     QUEUE_TIME_FIELD_NUMBER: _builtins.int
     WORK_TIME_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    SPOKEN_TEXT_FIELD_NUMBER: _builtins.int
     duration_s: _builtins.float
     """Seconds of audio."""
     steps: _builtins.int
     """Steps of the ODE."""
     rtf: _builtins.float
     """Seconds of work per second of audio."""
+    spoken_text: _builtins.str
+    """The text as it was spoken: numbers and units in words, lexicons applied."""
     @_builtins.property
     def provenance(self) -> _audio_pb2.Provenance:
         """How it was made, with the seed used."""
@@ -279,8 +347,12 @@ class SynthesisSummary(_message.Message):
         """Worked."""
 
     @_builtins.property
-    def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordTimestamp]:
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[_audio_pb2.WordTimestamp]:
         """Each word, where asked for."""
+
+    @_builtins.property
+    def quality(self) -> _audio_pb2.SpeechQuality:
+        """How well it came out, where asked for."""
 
     def __init__(
         self,
@@ -291,45 +363,17 @@ class SynthesisSummary(_message.Message):
         rtf: _builtins.float = ...,
         queue_time: _duration_pb2.Duration | None = ...,
         work_time: _duration_pb2.Duration | None = ...,
-        words: _abc.Iterable[Global___WordTimestamp] | None = ...,
+        words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
+        quality: _audio_pb2.SpeechQuality | None = ...,
+        spoken_text: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "queue_time", b"queue_time", "work_time", b"work_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "quality", b"quality", "queue_time", b"queue_time", "work_time", b"work_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "provenance", b"provenance", "queue_time", b"queue_time", "rtf", b"rtf", "steps", b"steps", "words", b"words", "work_time", b"work_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "provenance", b"provenance", "quality", b"quality", "queue_time", b"queue_time", "rtf", b"rtf", "spoken_text", b"spoken_text", "steps", b"steps", "words", b"words", "work_time", b"work_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SynthesisSummary: _TypeAlias = SynthesisSummary  # noqa: Y015
-
-@_typing.final
-class WordTimestamp(_message.Message):
-    """When a word is said."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORD_FIELD_NUMBER: _builtins.int
-    START_S_FIELD_NUMBER: _builtins.int
-    END_S_FIELD_NUMBER: _builtins.int
-    word: _builtins.str
-    """The word."""
-    start_s: _builtins.float
-    """Seconds from the beginning."""
-    end_s: _builtins.float
-    """Seconds from the beginning."""
-    def __init__(
-        self,
-        *,
-        word: _builtins.str = ...,
-        start_s: _builtins.float = ...,
-        end_s: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_s", b"end_s", "start_s", b"start_s", "word", b"word"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WordTimestamp: _TypeAlias = WordTimestamp  # noqa: Y015
 
 @_typing.final
 class BatchSynthesizeRequest(_message.Message):
@@ -569,6 +613,7 @@ class ConversionParameters(_message.Message):
     F0_METHOD_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
+    SPEAKING_FIELD_NUMBER: _builtins.int
     pitch_shift: _builtins.float
     """Semitones, -24 to 24."""
     index_rate: _builtins.float
@@ -587,6 +632,10 @@ class ConversionParameters(_message.Message):
     def preprocessing(self) -> _audio_pb2.Preprocessing:
         """What to do to the recording first."""
 
+    @_builtins.property
+    def speaking(self) -> Global___SynthesisParameters:
+        """Engine `f5`: how it is spoken anew; its length is the recording's."""
+
     def __init__(
         self,
         *,
@@ -598,10 +647,11 @@ class ConversionParameters(_message.Message):
         f0_method: _builtins.str = ...,
         seed: _builtins.int = ...,
         preprocessing: _audio_pb2.Preprocessing | None = ...,
+        speaking: Global___SynthesisParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "speaking", b"speaking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "f0_method", b"f0_method", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "f0_method", b"f0_method", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "seed", b"seed", "speaking", b"speaking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__filter_radius: _TypeAlias = _typing.Literal["filter_radius"]  # noqa: Y015
     _WhichOneofArgType__filter_radius: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius"]  # noqa: Y015

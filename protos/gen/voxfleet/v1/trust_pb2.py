@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from voxfleet.v1 import job_pb2 as voxfleet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/trust.proto\x12\x0bvoxfleet.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"u\n\x04Team\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x18\n\x10\x61llowed_licences\x18\x03 \x03(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x11\x43reateTeamRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x1f\n\x04team\x18\x02 \x01(\x0b\x32\x11.voxfleet.v1.Team\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"9\n\x10ListTeamsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListTeamsResponse\x12 \n\x05teams\x18\x01 \x03(\x0b\x32\x11.voxfleet.v1.Team\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbe\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.voxfleet.v1.Role\x12\r\n\x05token\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12$\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x13.voxfleet.v1.ApiKey\"K\n\x12ListApiKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListApiKeysResponse\x12%\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.voxfleet.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb1\x01\n\x07\x43onsent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x16\n\x0e\x65vidence_audio\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x14\x43reateConsentRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x07\x63onsent\x18\x02 \x01(\x0b\x32\x14.voxfleet.v1.Consent\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x13ListConsentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListConsentsResponse\x12&\n\x08\x63onsents\x18\x01 \x03(\x0b\x32\x14.voxfleet.v1.Consent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14RevokeConsentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13\x45raseSubjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x14\x45xportSubjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"x\n\nAuditEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"Z\n\x11QueryAuditRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"W\n\x12QueryAuditResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.voxfleet.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x17VerifyProvenanceRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\t\"N\n\x18VerifyProvenanceResponse\x12\x11\n\tgenerated\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x0b\n\x03job\x18\x03 \x01(\t*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_MEMBER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x32\xa1\x07\n\x0cTrustService\x12?\n\nCreateTeam\x12\x1e.voxfleet.v1.CreateTeamRequest\x1a\x11.voxfleet.v1.Team\x12J\n\tListTeams\x12\x1d.voxfleet.v1.ListTeamsRequest\x1a\x1e.voxfleet.v1.ListTeamsResponse\x12\x45\n\x0c\x43reateApiKey\x12 .voxfleet.v1.CreateApiKeyRequest\x1a\x13.voxfleet.v1.ApiKey\x12P\n\x0bListApiKeys\x12\x1f.voxfleet.v1.ListApiKeysRequest\x1a .voxfleet.v1.ListApiKeysResponse\x12H\n\x0cRevokeApiKey\x12 .voxfleet.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\x12H\n\rCreateConsent\x12!.voxfleet.v1.CreateConsentRequest\x1a\x14.voxfleet.v1.Consent\x12S\n\x0cListConsents\x12 .voxfleet.v1.ListConsentsRequest\x1a!.voxfleet.v1.ListConsentsResponse\x12H\n\rRevokeConsent\x12!.voxfleet.v1.RevokeConsentRequest\x1a\x14.voxfleet.v1.Consent\x12\x42\n\x0c\x45raseSubject\x12 .voxfleet.v1.EraseSubjectRequest\x1a\x10.voxfleet.v1.Job\x12\x44\n\rExportSubject\x12!.voxfleet.v1.ExportSubjectRequest\x1a\x10.voxfleet.v1.Job\x12M\n\nQueryAudit\x12\x1e.voxfleet.v1.QueryAuditRequest\x1a\x1f.voxfleet.v1.QueryAuditResponse\x12_\n\x10VerifyProvenance\x12$.voxfleet.v1.VerifyProvenanceRequest\x1a%.voxfleet.v1.VerifyProvenanceResponseBH\n\x0f\x64\x65v.voxfleet.v1B\nTrustProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17voxfleet/v1/trust.proto\x12\x0bvoxfleet.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15voxfleet/v1/job.proto\"u\n\x04Team\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x18\n\x10\x61llowed_licences\x18\x03 \x03(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x11\x43reateTeamRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x1f\n\x04team\x18\x02 \x01(\x0b\x32\x11.voxfleet.v1.Team\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"e\n\x11UpdateTeamRequest\x12\x1f\n\x04team\x18\x01 \x01(\x0b\x32\x11.voxfleet.v1.Team\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"9\n\x10ListTeamsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListTeamsResponse\x12 \n\x05teams\x18\x01 \x03(\x0b\x32\x11.voxfleet.v1.Team\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbe\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.voxfleet.v1.Role\x12\r\n\x05token\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12$\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x13.voxfleet.v1.ApiKey\"K\n\x12ListApiKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListApiKeysResponse\x12%\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.voxfleet.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb1\x01\n\x07\x43onsent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x16\n\x0e\x65vidence_audio\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"a\n\x14\x43reateConsentRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x07\x63onsent\x18\x02 \x01(\x0b\x32\x14.voxfleet.v1.Consent\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x13ListConsentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListConsentsResponse\x12&\n\x08\x63onsents\x18\x01 \x03(\x0b\x32\x14.voxfleet.v1.Consent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14RevokeConsentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x13\x45raseSubjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x14\x45xportSubjectRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"x\n\nAuditEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"Z\n\x11QueryAuditRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"W\n\x12QueryAuditResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.voxfleet.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x17VerifyProvenanceRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\t\"N\n\x18VerifyProvenanceResponse\x12\x11\n\tgenerated\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x0b\n\x03job\x18\x03 \x01(\t*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_MEMBER\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x32\xe2\x07\n\x0cTrustService\x12?\n\nCreateTeam\x12\x1e.voxfleet.v1.CreateTeamRequest\x1a\x11.voxfleet.v1.Team\x12?\n\nUpdateTeam\x12\x1e.voxfleet.v1.UpdateTeamRequest\x1a\x11.voxfleet.v1.Team\x12J\n\tListTeams\x12\x1d.voxfleet.v1.ListTeamsRequest\x1a\x1e.voxfleet.v1.ListTeamsResponse\x12\x45\n\x0c\x43reateApiKey\x12 .voxfleet.v1.CreateApiKeyRequest\x1a\x13.voxfleet.v1.ApiKey\x12P\n\x0bListApiKeys\x12\x1f.voxfleet.v1.ListApiKeysRequest\x1a .voxfleet.v1.ListApiKeysResponse\x12H\n\x0cRevokeApiKey\x12 .voxfleet.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\x12H\n\rCreateConsent\x12!.voxfleet.v1.CreateConsentRequest\x1a\x14.voxfleet.v1.Consent\x12S\n\x0cListConsents\x12 .voxfleet.v1.ListConsentsRequest\x1a!.voxfleet.v1.ListConsentsResponse\x12H\n\rRevokeConsent\x12!.voxfleet.v1.RevokeConsentRequest\x1a\x14.voxfleet.v1.Consent\x12\x42\n\x0c\x45raseSubject\x12 .voxfleet.v1.EraseSubjectRequest\x1a\x10.voxfleet.v1.Job\x12\x44\n\rExportSubject\x12!.voxfleet.v1.ExportSubjectRequest\x1a\x10.voxfleet.v1.Job\x12M\n\nQueryAudit\x12\x1e.voxfleet.v1.QueryAuditRequest\x1a\x1f.voxfleet.v1.QueryAuditResponse\x12_\n\x10VerifyProvenance\x12$.voxfleet.v1.VerifyProvenanceRequest\x1a%.voxfleet.v1.VerifyProvenanceResponseBH\n\x0f\x64\x65v.voxfleet.v1B\nTrustProtoP\x01Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,50 +36,52 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'voxfleet.v1.trust_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.voxfleet.v1B\nTrustProtoP\001Z\'voxfleet.dev/gen/voxfleet/v1;voxfleetv1'
-  _globals['_ROLE']._serialized_start=2007
-  _globals['_ROLE']._serialized_end=2071
-  _globals['_TEAM']._serialized_start=125
-  _globals['_TEAM']._serialized_end=242
-  _globals['_CREATETEAMREQUEST']._serialized_start=244
-  _globals['_CREATETEAMREQUEST']._serialized_end=333
-  _globals['_LISTTEAMSREQUEST']._serialized_start=335
-  _globals['_LISTTEAMSREQUEST']._serialized_end=392
-  _globals['_LISTTEAMSRESPONSE']._serialized_start=394
-  _globals['_LISTTEAMSRESPONSE']._serialized_end=472
-  _globals['_APIKEY']._serialized_start=475
-  _globals['_APIKEY']._serialized_end=665
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=667
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=742
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=744
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=819
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=821
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=906
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=908
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=943
-  _globals['_CONSENT']._serialized_start=946
-  _globals['_CONSENT']._serialized_end=1123
-  _globals['_CREATECONSENTREQUEST']._serialized_start=1125
-  _globals['_CREATECONSENTREQUEST']._serialized_end=1222
-  _globals['_LISTCONSENTSREQUEST']._serialized_start=1224
-  _globals['_LISTCONSENTSREQUEST']._serialized_end=1300
-  _globals['_LISTCONSENTSRESPONSE']._serialized_start=1302
-  _globals['_LISTCONSENTSRESPONSE']._serialized_end=1389
-  _globals['_REVOKECONSENTREQUEST']._serialized_start=1391
-  _globals['_REVOKECONSENTREQUEST']._serialized_end=1427
-  _globals['_ERASESUBJECTREQUEST']._serialized_start=1429
-  _globals['_ERASESUBJECTREQUEST']._serialized_end=1503
-  _globals['_EXPORTSUBJECTREQUEST']._serialized_start=1505
-  _globals['_EXPORTSUBJECTREQUEST']._serialized_end=1580
-  _globals['_AUDITENTRY']._serialized_start=1582
-  _globals['_AUDITENTRY']._serialized_end=1702
-  _globals['_QUERYAUDITREQUEST']._serialized_start=1704
-  _globals['_QUERYAUDITREQUEST']._serialized_end=1794
-  _globals['_QUERYAUDITRESPONSE']._serialized_start=1796
-  _globals['_QUERYAUDITRESPONSE']._serialized_end=1883
-  _globals['_VERIFYPROVENANCEREQUEST']._serialized_start=1885
-  _globals['_VERIFYPROVENANCEREQUEST']._serialized_end=1925
-  _globals['_VERIFYPROVENANCERESPONSE']._serialized_start=1927
-  _globals['_VERIFYPROVENANCERESPONSE']._serialized_end=2005
-  _globals['_TRUSTSERVICE']._serialized_start=2074
-  _globals['_TRUSTSERVICE']._serialized_end=3003
+  _globals['_ROLE']._serialized_start=2144
+  _globals['_ROLE']._serialized_end=2208
+  _globals['_TEAM']._serialized_start=159
+  _globals['_TEAM']._serialized_end=276
+  _globals['_CREATETEAMREQUEST']._serialized_start=278
+  _globals['_CREATETEAMREQUEST']._serialized_end=367
+  _globals['_UPDATETEAMREQUEST']._serialized_start=369
+  _globals['_UPDATETEAMREQUEST']._serialized_end=470
+  _globals['_LISTTEAMSREQUEST']._serialized_start=472
+  _globals['_LISTTEAMSREQUEST']._serialized_end=529
+  _globals['_LISTTEAMSRESPONSE']._serialized_start=531
+  _globals['_LISTTEAMSRESPONSE']._serialized_end=609
+  _globals['_APIKEY']._serialized_start=612
+  _globals['_APIKEY']._serialized_end=802
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=804
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=879
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=881
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=956
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=958
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1043
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1045
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1080
+  _globals['_CONSENT']._serialized_start=1083
+  _globals['_CONSENT']._serialized_end=1260
+  _globals['_CREATECONSENTREQUEST']._serialized_start=1262
+  _globals['_CREATECONSENTREQUEST']._serialized_end=1359
+  _globals['_LISTCONSENTSREQUEST']._serialized_start=1361
+  _globals['_LISTCONSENTSREQUEST']._serialized_end=1437
+  _globals['_LISTCONSENTSRESPONSE']._serialized_start=1439
+  _globals['_LISTCONSENTSRESPONSE']._serialized_end=1526
+  _globals['_REVOKECONSENTREQUEST']._serialized_start=1528
+  _globals['_REVOKECONSENTREQUEST']._serialized_end=1564
+  _globals['_ERASESUBJECTREQUEST']._serialized_start=1566
+  _globals['_ERASESUBJECTREQUEST']._serialized_end=1640
+  _globals['_EXPORTSUBJECTREQUEST']._serialized_start=1642
+  _globals['_EXPORTSUBJECTREQUEST']._serialized_end=1717
+  _globals['_AUDITENTRY']._serialized_start=1719
+  _globals['_AUDITENTRY']._serialized_end=1839
+  _globals['_QUERYAUDITREQUEST']._serialized_start=1841
+  _globals['_QUERYAUDITREQUEST']._serialized_end=1931
+  _globals['_QUERYAUDITRESPONSE']._serialized_start=1933
+  _globals['_QUERYAUDITRESPONSE']._serialized_end=2020
+  _globals['_VERIFYPROVENANCEREQUEST']._serialized_start=2022
+  _globals['_VERIFYPROVENANCEREQUEST']._serialized_end=2062
+  _globals['_VERIFYPROVENANCERESPONSE']._serialized_start=2064
+  _globals['_VERIFYPROVENANCERESPONSE']._serialized_end=2142
+  _globals['_TRUSTSERVICE']._serialized_start=2211
+  _globals['_TRUSTSERVICE']._serialized_end=3205
 # @@protoc_insertion_point(module_scope)

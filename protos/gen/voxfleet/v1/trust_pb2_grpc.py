@@ -42,6 +42,11 @@ class TrustServiceStub:
                 request_serializer=voxfleet_dot_v1_dot_trust__pb2.CreateTeamRequest.SerializeToString,
                 response_deserializer=voxfleet_dot_v1_dot_trust__pb2.Team.FromString,
                 _registered_method=True)
+        self.UpdateTeam = channel.unary_unary(
+                '/voxfleet.v1.TrustService/UpdateTeam',
+                request_serializer=voxfleet_dot_v1_dot_trust__pb2.UpdateTeamRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_v1_dot_trust__pb2.Team.FromString,
+                _registered_method=True)
         self.ListTeams = channel.unary_unary(
                 '/voxfleet.v1.TrustService/ListTeams',
                 request_serializer=voxfleet_dot_v1_dot_trust__pb2.ListTeamsRequest.SerializeToString,
@@ -105,6 +110,13 @@ class TrustServiceServicer:
 
     def CreateTeam(self, request, context):
         """Makes a team. Operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTeam(self, request, context):
+        """Changes a team. Operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +207,11 @@ def add_TrustServiceServicer_to_server(servicer, server):
                     request_deserializer=voxfleet_dot_v1_dot_trust__pb2.CreateTeamRequest.FromString,
                     response_serializer=voxfleet_dot_v1_dot_trust__pb2.Team.SerializeToString,
             ),
+            'UpdateTeam': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTeam,
+                    request_deserializer=voxfleet_dot_v1_dot_trust__pb2.UpdateTeamRequest.FromString,
+                    response_serializer=voxfleet_dot_v1_dot_trust__pb2.Team.SerializeToString,
+            ),
             'ListTeams': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTeams,
                     request_deserializer=voxfleet_dot_v1_dot_trust__pb2.ListTeamsRequest.FromString,
@@ -278,6 +295,33 @@ class TrustService:
             target,
             '/voxfleet.v1.TrustService/CreateTeam',
             voxfleet_dot_v1_dot_trust__pb2.CreateTeamRequest.SerializeToString,
+            voxfleet_dot_v1_dot_trust__pb2.Team.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTeam(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/voxfleet.v1.TrustService/UpdateTeam',
+            voxfleet_dot_v1_dot_trust__pb2.UpdateTeamRequest.SerializeToString,
             voxfleet_dot_v1_dot_trust__pb2.Team.FromString,
             options,
             channel_credentials,

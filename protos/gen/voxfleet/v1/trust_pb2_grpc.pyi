@@ -37,6 +37,8 @@ class TrustServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrustServiceAsyncStub: ...
     CreateTeam: _grpc.UnaryUnaryMultiCallable[_trust_pb2.CreateTeamRequest, _trust_pb2.Team]
     """Makes a team. Operators only."""
+    UpdateTeam: _grpc.UnaryUnaryMultiCallable[_trust_pb2.UpdateTeamRequest, _trust_pb2.Team]
+    """Changes a team. Operators only."""
     ListTeams: _grpc.UnaryUnaryMultiCallable[_trust_pb2.ListTeamsRequest, _trust_pb2.ListTeamsResponse]
     """The teams this key may see."""
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_trust_pb2.CreateApiKeyRequest, _trust_pb2.ApiKey]
@@ -67,6 +69,8 @@ class TrustServiceAsyncStub(TrustServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTeam: _aio.UnaryUnaryMultiCallable[_trust_pb2.CreateTeamRequest, _trust_pb2.Team]  # type: ignore[assignment]
     """Makes a team. Operators only."""
+    UpdateTeam: _aio.UnaryUnaryMultiCallable[_trust_pb2.UpdateTeamRequest, _trust_pb2.Team]  # type: ignore[assignment]
+    """Changes a team. Operators only."""
     ListTeams: _aio.UnaryUnaryMultiCallable[_trust_pb2.ListTeamsRequest, _trust_pb2.ListTeamsResponse]  # type: ignore[assignment]
     """The teams this key may see."""
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_trust_pb2.CreateApiKeyRequest, _trust_pb2.ApiKey]  # type: ignore[assignment]
@@ -100,6 +104,14 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trust_pb2.Team, _abc.Awaitable[_trust_pb2.Team]]:
         """Makes a team. Operators only."""
+
+    @_abc_1.abstractmethod
+    def UpdateTeam(
+        self,
+        request: _trust_pb2.UpdateTeamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trust_pb2.Team, _abc.Awaitable[_trust_pb2.Team]]:
+        """Changes a team. Operators only."""
 
     @_abc_1.abstractmethod
     def ListTeams(

@@ -239,7 +239,7 @@ class ReferenceClip(_message.Message):
     audio: _builtins.str
     """`teams/{team}/audios/{audio}`."""
     text: _builtins.str
-    """Exactly what is said in it."""
+    """Exactly what is said in it; the fleet listens for itself where empty."""
     style: _builtins.str
     """Such as `calm`; empty for the default."""
     def __init__(

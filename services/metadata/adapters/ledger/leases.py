@@ -22,7 +22,7 @@ from services.metadata.adapters.statements import Statements
 from services.metadata.adapters.storable import storable
 from services.metadata.model.fleet import QuotaUse
 from services.metadata.model.jobs import CheckpointRow, DoneJob, End, Job, JobState, LeasedJob, PriorityClass
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Turn
 
 
 class LeaseQueries(Statements):
@@ -43,20 +43,14 @@ class LeaseQueries(Statements):
         ]
 
     async def claim(
-        self,
-        worker: str,
-        node: str,
-        picks: Sequence[Pick],
-        lease_s: float,
-        *,
-        gpu_types: Sequence[str],
-        max_gpus: float,
+        self, turns: Sequence[Turn], lease_s: float, *, gpu_types: Sequence[str], max_gpus: float
     ) -> list[LeasedJob]:
-        """Leases what the picks name, within each team's quota of GPUs."""
+        """Leases what the turns name, each lane once, within each team's quota of GPUs."""
+        picks = [turn.pick for turn in turns]
         rows = await self._tuples(
             "claim",
-            worker=worker,
-            node=node,
+            workers=array([turn.worker for turn in turns]),
+            nodes=array([turn.node for turn in turns]),
             kinds=array([pick.lane.kind for pick in picks]),
             classes=array([str(int(pick.lane.priority_class)) for pick in picks]),
             teams=array([pick.lane.team for pick in picks]),

@@ -100,7 +100,7 @@ def leased_of(values: Sequence[Any]) -> LeasedJob:
         id=values[1],
         kind=values[2],
         priority_class=PriorityClass(values[3]),
-        task=json.loads(values[4]),
+        task=values[4],
         parent_id=values[5],
         item_id=values[6],
         attempt=values[7],

@@ -31,7 +31,7 @@ from services.metadata.model.jobs import (
     JobState,
     LeasedJob,
 )
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 
 AVOIDED_S = 30.0
 """For so long after its back-off a job passes over the nodes where it failed; then any will do."""
@@ -61,38 +61,31 @@ class MemoryLeases(JobWrites):
 
     @statement
     async def claim(
-        self,
-        worker: str,
-        node: str,
-        picks: Sequence[Pick],
-        lease_s: float,
-        *,
-        gpu_types: Sequence[str],
-        max_gpus: float,
+        self, turns: Sequence[Turn], lease_s: float, *, gpu_types: Sequence[str], max_gpus: float
     ) -> list[LeasedJob]:
-        """Leases what the picks name, within each team's quota of GPUs.
+        """Leases what the turns name, each lane once, within each team's quota of GPUs.
 
         Rows that others have locked are passed over; of a team whose quota another is measuring, nothing is
         claimed.
         """
-        picked: dict[str, list[JobRow]] = {}
-        for pick in picks:
-            count = pick.count
-            for row in self._claimable(pick, node, gpu_types, max_gpus):
+        picked: dict[str, list[tuple[JobRow, Turn]]] = {}
+        for turn in turns:
+            count = turn.pick.count
+            for row in self._claimable(turn.pick, turn.node, gpu_types, max_gpus):
                 if count == 0:
                     break
                 if self._s.try_lock(self._db.jobs, row.id):
-                    picked.setdefault(row.team, []).append(row)
+                    picked.setdefault(row.team, []).append((row, turn))
                     count -= 1
-        fitting: dict[str, JobRow] = {}
+        fitting: list[tuple[JobRow, Turn]] = []
         for team, rows in picked.items():
             room = self._room(team)
-            for row in sorted(rows, key=lambda row: row.queue_key):
+            for row, turn in sorted(rows, key=lambda found: found[0].queue_key):
                 room -= row.gpus
                 if room < -_ROUNDING:
                     break
-                fitting[row.id] = row
-        claimed = [await self._lease(row, worker, node, lease_s) for row in fitting.values()]
+                fitting.append((row, turn))
+        claimed = [await self._lease(row, turn.worker, turn.node, lease_s) for row, turn in fitting]
         return [
             leased_of(row) for row in sorted(claimed, key=lambda row: (row.priority_class, row.queue_key))
         ]

@@ -212,12 +212,12 @@ def job_of(row: JobRow) -> Job:
     )
 
 
-_LEASED_FIELDS = tuple(field.name for field in fields(LeasedJob))
+_LEASED_FIELDS = tuple(field.name for field in fields(LeasedJob) if field.name != "task")
 
 
 def leased_of(row: JobRow) -> LeasedJob:
     """A job that was just claimed."""
-    return LeasedJob(**{name: getattr(row, name) for name in _LEASED_FIELDS})
+    return LeasedJob(task=json.dumps(row.task), **{name: getattr(row, name) for name in _LEASED_FIELDS})
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:

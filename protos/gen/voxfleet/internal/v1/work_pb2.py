@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from voxfleet.v1 import audio_pb2 as voxfleet_dot_v1_dot_audio__pb2
 from voxfleet.v1 import error_pb2 as voxfleet_dot_v1_dot_error__pb2
 from voxfleet.v1 import fleet_pb2 as voxfleet_dot_v1_dot_fleet__pb2
 from voxfleet.v1 import job_pb2 as voxfleet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvoxfleet/internal/v1/work.proto\x12\x14voxfleet.internal.v1\x1a\x17voxfleet/v1/error.proto\x1a\x17voxfleet/v1/fleet.proto\x1a\x15voxfleet/v1/job.proto\"=\n\x05\x46\x65nce\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"\xbe\x01\n\x0bWorkRequest\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.voxfleet.internal.v1.WorkerHelloH\x00\x12\x38\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32$.voxfleet.internal.v1.WorkerCapacityH\x00\x12\x36\n\nheartbeats\x18\x03 \x01(\x0b\x32 .voxfleet.internal.v1.HeartbeatsH\x00\x42\t\n\x07message\"K\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xb1\x02\n\x0eWorkerCapacity\x12<\n\x04\x66ree\x18\x01 \x03(\x0b\x32..voxfleet.internal.v1.WorkerCapacity.FreeEntry\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x16\n\x0e\x64\x65\x66\x61ult_bundle\x18\x03 \x01(\t\x12\x13\n\x0bleases_seen\x18\x04 \x01(\x03\x12\x35\n\ttrainings\x18\x05 \x03(\x0b\x32\".voxfleet.internal.v1.TrainingGpus\x12.\n\x05pools\x18\x06 \x03(\x0b\x32\x1f.voxfleet.internal.v1.PoolState\x1a+\n\tFreeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"J\n\x0cTrainingGpus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06held_s\x18\x04 \x01(\x01\"\xe3\x01\n\tPoolState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tgpus_each\x18\x02 \x01(\x01\x12\x13\n\x0bplaces_each\x18\x03 \x01(\x05\x12\r\n\x05least\x18\x04 \x01(\x05\x12\x0c\n\x04most\x18\x05 \x01(\x05\x12\x11\n\theld_gpus\x18\x06 \x01(\x01\x12\x17\n\x0fstreams_waiting\x18\x07 \x01(\x05\x12\x17\n\x0fstreams_running\x18\x08 \x01(\x05\x12\x18\n\x10streams_waited_s\x18\t \x01(\x01\x12\r\n\x05\x62\x65gun\x18\n \x01(\x03\x12\x15\n\rsince_begin_s\x18\x0b \x01(\x01\"F\n\nHeartbeats\x12\x38\n\nheartbeats\x18\x01 \x03(\x0b\x32$.voxfleet.internal.v1.LeaseHeartbeat\"h\n\x0eLeaseHeartbeat\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.voxfleet.v1.JobProgress\"\xb0\x01\n\x0cWorkResponse\x12.\n\x06leases\x18\x01 \x01(\x0b\x32\x1c.voxfleet.internal.v1.LeasesH\x00\x12\x30\n\x07notices\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.NoticesH\x00\x12\x33\n\x06orders\x18\x03 \x01(\x0b\x32!.voxfleet.internal.v1.FleetOrdersH\x00\x42\t\n\x07message\"\x92\x01\n\x0b\x46leetOrders\x12\x15\n\rdrained_nodes\x18\x01 \x03(\t\x12=\n\x06grants\x18\x02 \x03(\x0b\x32-.voxfleet.internal.v1.FleetOrders.GrantsEntry\x1a-\n\x0bGrantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x06Leases\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.voxfleet.internal.v1.Lease\"\xee\x01\n\x05Lease\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\ttask_json\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12;\n\x0b\x63heckpoints\x18\x07 \x03(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\x12\x13\n\x0b\x62\x61tch_scale\x18\x08 \x01(\x01\x12\x13\n\x0b\x61void_nodes\x18\t \x03(\t\"8\n\x07Notices\x12-\n\x07notices\x18\x01 \x03(\x0b\x32\x1c.voxfleet.internal.v1.Notice\"d\n\x06Notice\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .voxfleet.internal.v1.NoticeKind\"m\n\x10\x43heckpointRecord\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"N\n\x07\x42lobRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"\xb6\x02\n\x11\x45ndAttemptRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12;\n\tsucceeded\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptSucceededH\x00\x12\x35\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32#.voxfleet.internal.v1.AttemptFailedH\x00\x12;\n\tcancelled\x18\x04 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptCancelledH\x00\x12\x39\n\x08released\x18\x05 \x01(\x0b\x32%.voxfleet.internal.v1.AttemptReleasedH\x00\x42\t\n\x07outcome\"\xc0\x02\n\x10\x41ttemptSucceeded\x12\x31\n\x06\x61udios\x18\x01 \x03(\x0b\x32!.voxfleet.internal.v1.OutputAudio\x12\x30\n\x05voice\x18\x02 \x01(\x0b\x32!.voxfleet.internal.v1.OutputVoice\x12\x44\n\x07metrics\x18\x03 \x03(\x0b\x32\x33.voxfleet.internal.v1.AttemptSucceeded.MetricsEntry\x12\'\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x18.voxfleet.v1.MetricPoint\x12\x0f\n\x07weights\x18\x05 \x01(\t\x12\x17\n\x0fweights_trained\x18\x06 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9c\x02\n\x0bOutputAudio\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0f\n\x07weights\x18\x08 \x01(\t\x12\x17\n\x0fweights_trained\x18\t \x01(\x08\x12\x17\n\x0fweights_licence\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\x12\r\n\x05voice\x18\x0c \x01(\t\x12\x14\n\x0csource_audio\x18\r \x01(\t\"\xd8\x01\n\x0bOutputVoice\x12.\n\x07package\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x17\n\x0f\x63ontent_encoder\x18\x02 \x01(\t\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12?\n\x07metrics\x18\x04 \x03(\x0b\x32..voxfleet.internal.v1.OutputVoice.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"W\n\rAttemptFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Error\x12\x15\n\rfailure_class\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\"\x12\n\x10\x41ttemptCancelled\"\"\n\x0f\x41ttemptReleased\x12\x0f\n\x07message\x18\x01 \x01(\t\"Y\n\x12\x45ndAttemptResponse\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.voxfleet.v1.JobState\x12\x0e\n\x06\x61udios\x18\x02 \x03(\t\x12\r\n\x05voice\x18\x03 \x01(\t\"\x81\x01\n\x17RecordCheckpointRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12:\n\ncheckpoint\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\"0\n\x18RecordCheckpointResponse\x12\x14\n\x0c\x64ropped_keys\x18\x01 \x03(\t*n\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12NOTICE_KIND_CANCEL\x10\x01\x12\x14\n\x10NOTICE_KIND_LOST\x10\x02\x12\x15\n\x11NOTICE_KIND_YIELD\x10\x03\x32\xb4\x02\n\x0bWorkService\x12Q\n\x04Work\x12!.voxfleet.internal.v1.WorkRequest\x1a\".voxfleet.internal.v1.WorkResponse(\x01\x30\x01\x12_\n\nEndAttempt\x12\'.voxfleet.internal.v1.EndAttemptRequest\x1a(.voxfleet.internal.v1.EndAttemptResponse\x12q\n\x10RecordCheckpoint\x12-.voxfleet.internal.v1.RecordCheckpointRequest\x1a..voxfleet.internal.v1.RecordCheckpointResponseBY\n\x18\x64\x65v.voxfleet.internal.v1B\tWorkProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvoxfleet/internal/v1/work.proto\x12\x14voxfleet.internal.v1\x1a\x17voxfleet/v1/audio.proto\x1a\x17voxfleet/v1/error.proto\x1a\x17voxfleet/v1/fleet.proto\x1a\x15voxfleet/v1/job.proto\"=\n\x05\x46\x65nce\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0blease_token\x18\x03 \x01(\t\"\xbe\x01\n\x0bWorkRequest\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.voxfleet.internal.v1.WorkerHelloH\x00\x12\x38\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32$.voxfleet.internal.v1.WorkerCapacityH\x00\x12\x36\n\nheartbeats\x18\x03 \x01(\x0b\x32 .voxfleet.internal.v1.HeartbeatsH\x00\x42\t\n\x07message\"K\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xb1\x02\n\x0eWorkerCapacity\x12<\n\x04\x66ree\x18\x01 \x03(\x0b\x32..voxfleet.internal.v1.WorkerCapacity.FreeEntry\x12 \n\x05nodes\x18\x02 \x03(\x0b\x32\x11.voxfleet.v1.Node\x12\x16\n\x0e\x64\x65\x66\x61ult_bundle\x18\x03 \x01(\t\x12\x13\n\x0bleases_seen\x18\x04 \x01(\x03\x12\x35\n\ttrainings\x18\x05 \x03(\x0b\x32\".voxfleet.internal.v1.TrainingGpus\x12.\n\x05pools\x18\x06 \x03(\x0b\x32\x1f.voxfleet.internal.v1.PoolState\x1a+\n\tFreeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"J\n\x0cTrainingGpus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06held_s\x18\x04 \x01(\x01\"\xe3\x01\n\tPoolState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tgpus_each\x18\x02 \x01(\x01\x12\x13\n\x0bplaces_each\x18\x03 \x01(\x05\x12\r\n\x05least\x18\x04 \x01(\x05\x12\x0c\n\x04most\x18\x05 \x01(\x05\x12\x11\n\theld_gpus\x18\x06 \x01(\x01\x12\x17\n\x0fstreams_waiting\x18\x07 \x01(\x05\x12\x17\n\x0fstreams_running\x18\x08 \x01(\x05\x12\x18\n\x10streams_waited_s\x18\t \x01(\x01\x12\r\n\x05\x62\x65gun\x18\n \x01(\x03\x12\x15\n\rsince_begin_s\x18\x0b \x01(\x01\"F\n\nHeartbeats\x12\x38\n\nheartbeats\x18\x01 \x03(\x0b\x32$.voxfleet.internal.v1.LeaseHeartbeat\"h\n\x0eLeaseHeartbeat\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.voxfleet.v1.JobProgress\"\xb0\x01\n\x0cWorkResponse\x12.\n\x06leases\x18\x01 \x01(\x0b\x32\x1c.voxfleet.internal.v1.LeasesH\x00\x12\x30\n\x07notices\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.NoticesH\x00\x12\x33\n\x06orders\x18\x03 \x01(\x0b\x32!.voxfleet.internal.v1.FleetOrdersH\x00\x42\t\n\x07message\"\x92\x01\n\x0b\x46leetOrders\x12\x15\n\rdrained_nodes\x18\x01 \x03(\t\x12=\n\x06grants\x18\x02 \x03(\x0b\x32-.voxfleet.internal.v1.FleetOrders.GrantsEntry\x1a-\n\x0bGrantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x06Leases\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.voxfleet.internal.v1.Lease\"\xee\x01\n\x05Lease\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\ttask_json\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12;\n\x0b\x63heckpoints\x18\x07 \x03(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\x12\x13\n\x0b\x62\x61tch_scale\x18\x08 \x01(\x01\x12\x13\n\x0b\x61void_nodes\x18\t \x03(\t\"8\n\x07Notices\x12-\n\x07notices\x18\x01 \x03(\x0b\x32\x1c.voxfleet.internal.v1.Notice\"d\n\x06Notice\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .voxfleet.internal.v1.NoticeKind\"m\n\x10\x43heckpointRecord\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"N\n\x07\x42lobRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nmedia_type\x18\x04 \x01(\t\"D\n\x12\x45ndAttemptsRequest\x12.\n\x04\x65nds\x18\x01 \x03(\x0b\x32 .voxfleet.internal.v1.AttemptEnd\"\xaf\x02\n\nAttemptEnd\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12;\n\tsucceeded\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptSucceededH\x00\x12\x35\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32#.voxfleet.internal.v1.AttemptFailedH\x00\x12;\n\tcancelled\x18\x04 \x01(\x0b\x32&.voxfleet.internal.v1.AttemptCancelledH\x00\x12\x39\n\x08released\x18\x05 \x01(\x0b\x32%.voxfleet.internal.v1.AttemptReleasedH\x00\x42\t\n\x07outcome\"\xc0\x02\n\x10\x41ttemptSucceeded\x12\x31\n\x06\x61udios\x18\x01 \x03(\x0b\x32!.voxfleet.internal.v1.OutputAudio\x12\x30\n\x05voice\x18\x02 \x01(\x0b\x32!.voxfleet.internal.v1.OutputVoice\x12\x44\n\x07metrics\x18\x03 \x03(\x0b\x32\x33.voxfleet.internal.v1.AttemptSucceeded.MetricsEntry\x12\'\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x18.voxfleet.v1.MetricPoint\x12\x0f\n\x07weights\x18\x05 \x01(\t\x12\x17\n\x0fweights_trained\x18\x06 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x89\x03\n\x0bOutputAudio\x12+\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x0f\n\x07weights\x18\x08 \x01(\t\x12\x17\n\x0fweights_trained\x18\t \x01(\x08\x12\x17\n\x0fweights_licence\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\x12\r\n\x05voice\x18\x0c \x01(\t\x12\x14\n\x0csource_audio\x18\r \x01(\t\x12\x13\n\x0bwatermarked\x18\x0e \x01(\x08\x12)\n\x05words\x18\x0f \x03(\x0b\x32\x1a.voxfleet.v1.WordTimestamp\x12+\n\x07quality\x18\x10 \x01(\x0b\x32\x1a.voxfleet.v1.SpeechQuality\"\xd8\x01\n\x0bOutputVoice\x12.\n\x07package\x18\x01 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x17\n\x0f\x63ontent_encoder\x18\x02 \x01(\t\x12\x0f\n\x07rate_hz\x18\x03 \x01(\x05\x12?\n\x07metrics\x18\x04 \x03(\x0b\x32..voxfleet.internal.v1.OutputVoice.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"W\n\rAttemptFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Error\x12\x15\n\rfailure_class\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\"\x12\n\x10\x41ttemptCancelled\"\"\n\x0f\x41ttemptReleased\x12\x0f\n\x07message\x18\x01 \x01(\t\"H\n\x13\x45ndAttemptsResponse\x12\x31\n\x05\x65nded\x18\x01 \x03(\x0b\x32\".voxfleet.internal.v1.EndedAttempt\"c\n\x0c\x45ndedAttempt\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.voxfleet.v1.JobState\x12\x0e\n\x06\x61udios\x18\x02 \x03(\t\x12\r\n\x05voice\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\x0c\"\x81\x01\n\x17RecordCheckpointRequest\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1b.voxfleet.internal.v1.Fence\x12:\n\ncheckpoint\x18\x02 \x01(\x0b\x32&.voxfleet.internal.v1.CheckpointRecord\"0\n\x18RecordCheckpointResponse\x12\x14\n\x0c\x64ropped_keys\x18\x01 \x03(\t*n\n\nNoticeKind\x12\x1b\n\x17NOTICE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12NOTICE_KIND_CANCEL\x10\x01\x12\x14\n\x10NOTICE_KIND_LOST\x10\x02\x12\x15\n\x11NOTICE_KIND_YIELD\x10\x03\x32\xb7\x02\n\x0bWorkService\x12Q\n\x04Work\x12!.voxfleet.internal.v1.WorkRequest\x1a\".voxfleet.internal.v1.WorkResponse(\x01\x30\x01\x12\x62\n\x0b\x45ndAttempts\x12(.voxfleet.internal.v1.EndAttemptsRequest\x1a).voxfleet.internal.v1.EndAttemptsResponse\x12q\n\x10RecordCheckpoint\x12-.voxfleet.internal.v1.RecordCheckpointRequest\x1a..voxfleet.internal.v1.RecordCheckpointResponseBY\n\x18\x64\x65v.voxfleet.internal.v1B\tWorkProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,68 +44,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_OUTPUTVOICE_METRICSENTRY']._loaded_options = None
   _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_NOTICEKIND']._serialized_start=3790
-  _globals['_NOTICEKIND']._serialized_end=3900
-  _globals['_FENCE']._serialized_start=130
-  _globals['_FENCE']._serialized_end=191
-  _globals['_WORKREQUEST']._serialized_start=194
-  _globals['_WORKREQUEST']._serialized_end=384
-  _globals['_WORKERHELLO']._serialized_start=386
-  _globals['_WORKERHELLO']._serialized_end=461
-  _globals['_WORKERCAPACITY']._serialized_start=464
-  _globals['_WORKERCAPACITY']._serialized_end=769
-  _globals['_WORKERCAPACITY_FREEENTRY']._serialized_start=726
-  _globals['_WORKERCAPACITY_FREEENTRY']._serialized_end=769
-  _globals['_TRAININGGPUS']._serialized_start=771
-  _globals['_TRAININGGPUS']._serialized_end=845
-  _globals['_POOLSTATE']._serialized_start=848
-  _globals['_POOLSTATE']._serialized_end=1075
-  _globals['_HEARTBEATS']._serialized_start=1077
-  _globals['_HEARTBEATS']._serialized_end=1147
-  _globals['_LEASEHEARTBEAT']._serialized_start=1149
-  _globals['_LEASEHEARTBEAT']._serialized_end=1253
-  _globals['_WORKRESPONSE']._serialized_start=1256
-  _globals['_WORKRESPONSE']._serialized_end=1432
-  _globals['_FLEETORDERS']._serialized_start=1435
-  _globals['_FLEETORDERS']._serialized_end=1581
-  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_start=1536
-  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_end=1581
-  _globals['_LEASES']._serialized_start=1583
-  _globals['_LEASES']._serialized_end=1636
-  _globals['_LEASE']._serialized_start=1639
-  _globals['_LEASE']._serialized_end=1877
-  _globals['_NOTICES']._serialized_start=1879
-  _globals['_NOTICES']._serialized_end=1935
-  _globals['_NOTICE']._serialized_start=1937
-  _globals['_NOTICE']._serialized_end=2037
-  _globals['_CHECKPOINTRECORD']._serialized_start=2039
-  _globals['_CHECKPOINTRECORD']._serialized_end=2148
-  _globals['_BLOBREF']._serialized_start=2150
-  _globals['_BLOBREF']._serialized_end=2228
-  _globals['_ENDATTEMPTREQUEST']._serialized_start=2231
-  _globals['_ENDATTEMPTREQUEST']._serialized_end=2541
-  _globals['_ATTEMPTSUCCEEDED']._serialized_start=2544
-  _globals['_ATTEMPTSUCCEEDED']._serialized_end=2864
-  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_start=2818
-  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_end=2864
-  _globals['_OUTPUTAUDIO']._serialized_start=2867
-  _globals['_OUTPUTAUDIO']._serialized_end=3151
-  _globals['_OUTPUTVOICE']._serialized_start=3154
-  _globals['_OUTPUTVOICE']._serialized_end=3370
-  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_start=2818
-  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_end=2864
-  _globals['_ATTEMPTFAILED']._serialized_start=3372
-  _globals['_ATTEMPTFAILED']._serialized_end=3459
-  _globals['_ATTEMPTCANCELLED']._serialized_start=3461
-  _globals['_ATTEMPTCANCELLED']._serialized_end=3479
-  _globals['_ATTEMPTRELEASED']._serialized_start=3481
-  _globals['_ATTEMPTRELEASED']._serialized_end=3515
-  _globals['_ENDATTEMPTRESPONSE']._serialized_start=3517
-  _globals['_ENDATTEMPTRESPONSE']._serialized_end=3606
-  _globals['_RECORDCHECKPOINTREQUEST']._serialized_start=3609
-  _globals['_RECORDCHECKPOINTREQUEST']._serialized_end=3738
-  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_start=3740
-  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_end=3788
-  _globals['_WORKSERVICE']._serialized_start=3903
-  _globals['_WORKSERVICE']._serialized_end=4211
+  _globals['_NOTICEKIND']._serialized_start=4071
+  _globals['_NOTICEKIND']._serialized_end=4181
+  _globals['_FENCE']._serialized_start=155
+  _globals['_FENCE']._serialized_end=216
+  _globals['_WORKREQUEST']._serialized_start=219
+  _globals['_WORKREQUEST']._serialized_end=409
+  _globals['_WORKERHELLO']._serialized_start=411
+  _globals['_WORKERHELLO']._serialized_end=486
+  _globals['_WORKERCAPACITY']._serialized_start=489
+  _globals['_WORKERCAPACITY']._serialized_end=794
+  _globals['_WORKERCAPACITY_FREEENTRY']._serialized_start=751
+  _globals['_WORKERCAPACITY_FREEENTRY']._serialized_end=794
+  _globals['_TRAININGGPUS']._serialized_start=796
+  _globals['_TRAININGGPUS']._serialized_end=870
+  _globals['_POOLSTATE']._serialized_start=873
+  _globals['_POOLSTATE']._serialized_end=1100
+  _globals['_HEARTBEATS']._serialized_start=1102
+  _globals['_HEARTBEATS']._serialized_end=1172
+  _globals['_LEASEHEARTBEAT']._serialized_start=1174
+  _globals['_LEASEHEARTBEAT']._serialized_end=1278
+  _globals['_WORKRESPONSE']._serialized_start=1281
+  _globals['_WORKRESPONSE']._serialized_end=1457
+  _globals['_FLEETORDERS']._serialized_start=1460
+  _globals['_FLEETORDERS']._serialized_end=1606
+  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_start=1561
+  _globals['_FLEETORDERS_GRANTSENTRY']._serialized_end=1606
+  _globals['_LEASES']._serialized_start=1608
+  _globals['_LEASES']._serialized_end=1661
+  _globals['_LEASE']._serialized_start=1664
+  _globals['_LEASE']._serialized_end=1902
+  _globals['_NOTICES']._serialized_start=1904
+  _globals['_NOTICES']._serialized_end=1960
+  _globals['_NOTICE']._serialized_start=1962
+  _globals['_NOTICE']._serialized_end=2062
+  _globals['_CHECKPOINTRECORD']._serialized_start=2064
+  _globals['_CHECKPOINTRECORD']._serialized_end=2173
+  _globals['_BLOBREF']._serialized_start=2175
+  _globals['_BLOBREF']._serialized_end=2253
+  _globals['_ENDATTEMPTSREQUEST']._serialized_start=2255
+  _globals['_ENDATTEMPTSREQUEST']._serialized_end=2323
+  _globals['_ATTEMPTEND']._serialized_start=2326
+  _globals['_ATTEMPTEND']._serialized_end=2629
+  _globals['_ATTEMPTSUCCEEDED']._serialized_start=2632
+  _globals['_ATTEMPTSUCCEEDED']._serialized_end=2952
+  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_start=2906
+  _globals['_ATTEMPTSUCCEEDED_METRICSENTRY']._serialized_end=2952
+  _globals['_OUTPUTAUDIO']._serialized_start=2955
+  _globals['_OUTPUTAUDIO']._serialized_end=3348
+  _globals['_OUTPUTVOICE']._serialized_start=3351
+  _globals['_OUTPUTVOICE']._serialized_end=3567
+  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_start=2906
+  _globals['_OUTPUTVOICE_METRICSENTRY']._serialized_end=2952
+  _globals['_ATTEMPTFAILED']._serialized_start=3569
+  _globals['_ATTEMPTFAILED']._serialized_end=3656
+  _globals['_ATTEMPTCANCELLED']._serialized_start=3658
+  _globals['_ATTEMPTCANCELLED']._serialized_end=3676
+  _globals['_ATTEMPTRELEASED']._serialized_start=3678
+  _globals['_ATTEMPTRELEASED']._serialized_end=3712
+  _globals['_ENDATTEMPTSRESPONSE']._serialized_start=3714
+  _globals['_ENDATTEMPTSRESPONSE']._serialized_end=3786
+  _globals['_ENDEDATTEMPT']._serialized_start=3788
+  _globals['_ENDEDATTEMPT']._serialized_end=3887
+  _globals['_RECORDCHECKPOINTREQUEST']._serialized_start=3890
+  _globals['_RECORDCHECKPOINTREQUEST']._serialized_end=4019
+  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_start=4021
+  _globals['_RECORDCHECKPOINTRESPONSE']._serialized_end=4069
+  _globals['_WORKSERVICE']._serialized_start=4184
+  _globals['_WORKSERVICE']._serialized_end=4495
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from voxfleet.v1 import audio_pb2 as _audio_pb2
 from voxfleet.v1 import error_pb2 as _error_pb2
 from voxfleet.v1 import fleet_pb2 as _fleet_pb2
 from voxfleet.v1 import job_pb2 as _job_pb2
@@ -667,8 +668,32 @@ class BlobRef(_message.Message):
 Global___BlobRef: _TypeAlias = BlobRef  # noqa: Y015
 
 @_typing.final
-class EndAttemptRequest(_message.Message):
-    """Ends an attempt."""
+class EndAttemptsRequest(_message.Message):
+    """Ends attempts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptEnd]:
+        """The ends, of different attempts."""
+
+    def __init__(
+        self,
+        *,
+        ends: _abc.Iterable[Global___AttemptEnd] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndAttemptsRequest: _TypeAlias = EndAttemptsRequest  # noqa: Y015
+
+@_typing.final
+class AttemptEnd(_message.Message):
+    """How one attempt ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -714,7 +739,7 @@ class EndAttemptRequest(_message.Message):
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
-Global___EndAttemptRequest: _TypeAlias = EndAttemptRequest  # noqa: Y015
+Global___AttemptEnd: _TypeAlias = AttemptEnd  # noqa: Y015
 
 @_typing.final
 class AttemptSucceeded(_message.Message):
@@ -805,6 +830,9 @@ class OutputAudio(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     VOICE_FIELD_NUMBER: _builtins.int
     SOURCE_AUDIO_FIELD_NUMBER: _builtins.int
+    WATERMARKED_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     duration_s: _builtins.float
     """Its length."""
     rate_hz: _builtins.int
@@ -829,9 +857,19 @@ class OutputAudio(_message.Message):
     """The voice, by name."""
     source_audio: _builtins.str
     """The audio it was made from, by name."""
+    watermarked: _builtins.bool
+    """Whether it carries the inaudible mark."""
     @_builtins.property
     def blob(self) -> Global___BlobRef:
         """Its bytes."""
+
+    @_builtins.property
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[_audio_pb2.WordTimestamp]:
+        """When each word is said."""
+
+    @_builtins.property
+    def quality(self) -> _audio_pb2.SpeechQuality:
+        """How well it came out."""
 
     def __init__(
         self,
@@ -849,10 +887,13 @@ class OutputAudio(_message.Message):
         seed: _builtins.int = ...,
         voice: _builtins.str = ...,
         source_audio: _builtins.str = ...,
+        watermarked: _builtins.bool = ...,
+        words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
+        quality: _audio_pb2.SpeechQuality | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "voice", b"voice", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -988,7 +1029,31 @@ class AttemptReleased(_message.Message):
 Global___AttemptReleased: _TypeAlias = AttemptReleased  # noqa: Y015
 
 @_typing.final
-class EndAttemptResponse(_message.Message):
+class EndAttemptsResponse(_message.Message):
+    """What became of each end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedAttempt]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        ended: _abc.Iterable[Global___EndedAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndAttemptsResponse: _TypeAlias = EndAttemptsResponse  # noqa: Y015
+
+@_typing.final
+class EndedAttempt(_message.Message):
     """The job after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -996,10 +1061,13 @@ class EndAttemptResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     AUDIOS_FIELD_NUMBER: _builtins.int
     VOICE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     state: _job_pb2.JobState.ValueType
     """The state."""
     voice: _builtins.str
     """The voice that now exists."""
+    status: _builtins.bytes
+    """Where it was refused: a google.rpc.Status, serialized; nothing was changed."""
     @_builtins.property
     def audios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The audios that now exist, by name, in order."""
@@ -1010,14 +1078,15 @@ class EndAttemptResponse(_message.Message):
         state: _job_pb2.JobState.ValueType = ...,
         audios: _abc.Iterable[_builtins.str] | None = ...,
         voice: _builtins.str = ...,
+        status: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "state", b"state", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audios", b"audios", "state", b"state", "status", b"status", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EndAttemptResponse: _TypeAlias = EndAttemptResponse  # noqa: Y015
+Global___EndedAttempt: _TypeAlias = EndedAttempt  # noqa: Y015
 
 @_typing.final
 class RecordCheckpointRequest(_message.Message):

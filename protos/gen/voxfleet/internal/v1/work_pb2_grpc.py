@@ -44,10 +44,10 @@ class WorkServiceStub:
                 request_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.WorkRequest.SerializeToString,
                 response_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.WorkResponse.FromString,
                 _registered_method=True)
-        self.EndAttempt = channel.unary_unary(
-                '/voxfleet.internal.v1.WorkService/EndAttempt',
-                request_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptRequest.SerializeToString,
-                response_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptResponse.FromString,
+        self.EndAttempts = channel.unary_unary(
+                '/voxfleet.internal.v1.WorkService/EndAttempts',
+                request_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsResponse.FromString,
                 _registered_method=True)
         self.RecordCheckpoint = channel.unary_unary(
                 '/voxfleet.internal.v1.WorkService/RecordCheckpoint',
@@ -71,8 +71,8 @@ class WorkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def EndAttempt(self, request, context):
-        """Ends an attempt, in one transaction with everything it made.
+    def EndAttempts(self, request, context):
+        """Ends attempts, each with everything it made at once or not at all. Each is judged by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,10 +93,10 @@ def add_WorkServiceServicer_to_server(servicer, server):
                     request_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.WorkRequest.FromString,
                     response_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.WorkResponse.SerializeToString,
             ),
-            'EndAttempt': grpc.unary_unary_rpc_method_handler(
-                    servicer.EndAttempt,
-                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptRequest.FromString,
-                    response_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptResponse.SerializeToString,
+            'EndAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndAttempts,
+                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsRequest.FromString,
+                    response_serializer=voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsResponse.SerializeToString,
             ),
             'RecordCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordCheckpoint,
@@ -147,7 +147,7 @@ class WorkService:
             _registered_method=True)
 
     @staticmethod
-    def EndAttempt(request,
+    def EndAttempts(request,
             target,
             options=(),
             channel_credentials=None,
@@ -160,9 +160,9 @@ class WorkService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/voxfleet.internal.v1.WorkService/EndAttempt',
-            voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptRequest.SerializeToString,
-            voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptResponse.FromString,
+            '/voxfleet.internal.v1.WorkService/EndAttempts',
+            voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsRequest.SerializeToString,
+            voxfleet_dot_internal_dot_v1_dot_work__pb2.EndAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

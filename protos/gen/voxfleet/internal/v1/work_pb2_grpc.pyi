@@ -40,8 +40,8 @@ class WorkServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkServiceAsyncStub: ...
     Work: _grpc.StreamStreamMultiCallable[_work_pb2.WorkRequest, _work_pb2.WorkResponse]
     """The work channel of one worker process."""
-    EndAttempt: _grpc.UnaryUnaryMultiCallable[_work_pb2.EndAttemptRequest, _work_pb2.EndAttemptResponse]
-    """Ends an attempt, in one transaction with everything it made."""
+    EndAttempts: _grpc.UnaryUnaryMultiCallable[_work_pb2.EndAttemptsRequest, _work_pb2.EndAttemptsResponse]
+    """Ends attempts, each with everything it made at once or not at all. Each is judged by itself."""
     RecordCheckpoint: _grpc.UnaryUnaryMultiCallable[_work_pb2.RecordCheckpointRequest, _work_pb2.RecordCheckpointResponse]
     """Makes a checkpoint's row; its bytes are in S3 already."""
 
@@ -57,8 +57,8 @@ class WorkServiceAsyncStub(WorkServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Work: _aio.StreamStreamMultiCallable[_work_pb2.WorkRequest, _work_pb2.WorkResponse]  # type: ignore[assignment]
     """The work channel of one worker process."""
-    EndAttempt: _aio.UnaryUnaryMultiCallable[_work_pb2.EndAttemptRequest, _work_pb2.EndAttemptResponse]  # type: ignore[assignment]
-    """Ends an attempt, in one transaction with everything it made."""
+    EndAttempts: _aio.UnaryUnaryMultiCallable[_work_pb2.EndAttemptsRequest, _work_pb2.EndAttemptsResponse]  # type: ignore[assignment]
+    """Ends attempts, each with everything it made at once or not at all. Each is judged by itself."""
     RecordCheckpoint: _aio.UnaryUnaryMultiCallable[_work_pb2.RecordCheckpointRequest, _work_pb2.RecordCheckpointResponse]  # type: ignore[assignment]
     """Makes a checkpoint's row; its bytes are in S3 already."""
 
@@ -79,12 +79,12 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         """The work channel of one worker process."""
 
     @_abc_1.abstractmethod
-    def EndAttempt(
+    def EndAttempts(
         self,
-        request: _work_pb2.EndAttemptRequest,
+        request: _work_pb2.EndAttemptsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_work_pb2.EndAttemptResponse, _abc.Awaitable[_work_pb2.EndAttemptResponse]]:
-        """Ends an attempt, in one transaction with everything it made."""
+    ) -> _typing.Union[_work_pb2.EndAttemptsResponse, _abc.Awaitable[_work_pb2.EndAttemptsResponse]]:
+        """Ends attempts, each with everything it made at once or not at all. Each is judged by itself."""
 
     @_abc_1.abstractmethod
     def RecordCheckpoint(

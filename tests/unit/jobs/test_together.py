@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.common.errors import Kind, Reason, VoxfleetError
-from services.metadata.app.together import Together
+from services.common.together import Together
 
 
 class Runs:
@@ -94,7 +94,8 @@ async def test_what_concerns_all_is_told_to_all_and_tried_once():
 
 async def test_a_caller_that_goes_away_takes_nobody_along():
     runs = Runs()
-    together = Together(runs, most=10)
+    unwanted: list[int] = []
+    together = Together(runs, most=10, unwanted=unwanted.append)
     first, gone, last = ask(together, 1, 2, 3)
     await settled(first, gone, last)
     gone.cancel()
@@ -102,3 +103,4 @@ async def test_a_caller_that_goes_away_takes_nobody_along():
     assert await asyncio.gather(first, last) == [2, 6]
     with pytest.raises(asyncio.CancelledError):
         await gone
+    assert unwanted == [4]

@@ -33,14 +33,21 @@ class Together(Generic[A, R]):
             after any other error each ask is run by itself.
         most: keys in one run; an ask with more goes by itself.
         at_once: runs beside one another.
+        unwanted: told of an answer whose asker has gone.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[A]], Awaitable[Sequence[R]]], *, most: int, at_once: int = 4
+        self,
+        run: Callable[[Sequence[A]], Awaitable[Sequence[R]]],
+        *,
+        most: int,
+        at_once: int = 4,
+        unwanted: Callable[[R], None] = lambda _: None,
     ) -> None:
         self._run = run
         self._most = most
         self._at_once = at_once
+        self._unwanted = unwanted
         self._waiting: list[_Group[A, R]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -91,7 +98,9 @@ class Together(Generic[A, R]):
                     future.set_exception(error)
             return
         for future, answer in zip(group.futures, answers, strict=True):
-            if not future.done():
+            if future.done():
+                self._unwanted(answer)
+            else:
                 future.set_result(answer)
 
     async def _answer_apart(self, group: _Group[A, R]) -> None:
