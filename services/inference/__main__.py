@@ -74,9 +74,7 @@ def actor_plans(settings: InferenceSettings) -> dict[Role, ActorPlan]:
     """How their actors are placed."""
     threads = settings.engine_threads
     return {
-        Role.F5: ActorPlan(
-            settings.f5_gpus, settings.f5_cpus, settings.f5_slots, settings.f5_batch, threads=threads
-        ),
+        Role.F5: ActorPlan(settings.f5_gpus, settings.f5_cpus, settings.f5_slots, threads=threads),
         Role.RVC: ActorPlan(
             settings.rvc_gpus,
             settings.rvc_cpus,

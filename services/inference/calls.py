@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.common.errors import VoxfleetError
-from services.common.jobs.tasks import Blob, ConvertTask, F5Voice, SpeakingParameters, SpeakTask
+from services.common.jobs.model import SpeechQuality
+from services.common.jobs.tasks import (
+    Blob,
+    ConvertTask,
+    F5Voice,
+    SpeakingParameters,
+    SpeakTask,
+    TimedWord,
+)
 from services.engines.bundles.manifest import Manifest
 from services.inference.model import Role
 
@@ -56,7 +63,6 @@ class EngineFacts:
         languages: BCP-47 tags that the weights were made for; empty where that does not apply.
         device: ``cuda`` or ``cpu``.
         slots: calls that it takes at once.
-        batch: items that it speaks in one call.
         node: where it runs, as the ledger calls it; of an engine that cannot tell, its host.
         pid: its process there.
         characters: the single characters that its weights know (F5).
@@ -67,7 +73,6 @@ class EngineFacts:
     languages: tuple[str, ...]
     device: str
     slots: int
-    batch: int
     node: str
     pid: int
     characters: frozenset[str] = frozenset()
@@ -94,18 +99,11 @@ class StreamSpeech:
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechItem:
-    """One text of a batch, for the job ``job``; the task's seed is not 0."""
+class Speak:
+    """Speak one text, for the job ``job``, and store it; the task's seed is not 0."""
 
     job: str
     task: SpeakTask
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakItems:
-    """Speak texts together; each succeeds or fails alone."""
-
-    items: tuple[SpeechItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,25 @@ class Convert:
     share: float = 1.0
 
 
-Request = StreamSpeech | SpeakItems | Convert
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Hear what is said in a reference clip.
+
+    Args:
+        blob: the clip.
+        text: what is said in it, where somebody wrote that.
+        language: BCP-47; detected where empty.
+        max_word_error_rate: a given text that differs from what is heard by more than this is refused;
+            0 for no such check.
+    """
+
+    blob: Blob
+    text: str = ""
+    language: str = ""
+    max_word_error_rate: float = 0.0
+
+
+Request = StreamSpeech | Speak | Convert | Listen
 
 
 # ---- events, in the order in which a call sends them
@@ -128,11 +144,10 @@ Request = StreamSpeech | SpeakItems | Convert
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How far an item is: ``phase`` is fetch, load, convert or speak, encode, store; ``share`` 0..1 of it."""
+    """How far it is: ``phase`` is fetch, load, convert or speak, encode, store; ``share`` 0..1 of it."""
 
     phase: str
     share: float = 0.0
-    item: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +171,7 @@ class Pcm:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An item's audio is in the store."""
+    """The audio is in the store."""
 
     blob: Blob
     duration_s: float
@@ -166,15 +181,34 @@ class Made:
     seed: int
     weights: Weights
     work_s: float
-    item: int = 0
+    words: tuple[TimedWord, ...] = ()
+    quality: SpeechQuality | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """An item failed; the others of the call go on."""
+class Closed:
+    """A stream's samples have all been sent: its words and quality where asked for, its text as spoken."""
 
-    error: VoxfleetError
-    item: int = 0
+    words: tuple[TimedWord, ...] = ()
+    quality: SpeechQuality | None = None
+    spoken_text: str = ""
 
 
-Event = Advance | Opened | Pcm | Made | Refused
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What is said in a reference clip.
+
+    Args:
+        text: as it was given, else as it was heard.
+        language: ISO 639-1.
+        words: of the text, with their times in the clip.
+        word_error_rate: of the text against what was heard.
+    """
+
+    text: str
+    language: str
+    words: tuple[TimedWord, ...]
+    word_error_rate: float
+
+
+Event = Advance | Opened | Pcm | Made | Closed | Heard

@@ -233,7 +233,7 @@ def assign(
     return given
 
 
-def places(plan: PoolPlan, replicas: Sequence[Replica], per_slot: int = 1) -> int:
+def places(plan: PoolPlan, replicas: Sequence[Replica]) -> int:
     """How many leased jobs a pool can hold, running ones included.
 
     One replica more than is ready is counted where one could be started, so that work arrives for
@@ -242,13 +242,12 @@ def places(plan: PoolPlan, replicas: Sequence[Replica], per_slot: int = 1) -> in
     Args:
         plan: how far it may grow.
         replicas: what there is.
-        per_slot: jobs that share a slot (a batch).
     """
     ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
     slots = sum(max(replica.slots - plan.reserved, 1) for replica in ready)
     if len(replicas) < plan.most and len(ready) == len(replicas):
         slots += max((max(replica.slots - plan.reserved, 1) for replica in ready), default=1)
-    return slots * per_slot
+    return slots
 
 
 def back_off_s(failures: int) -> float:

@@ -20,8 +20,7 @@ class InferenceSettings(ServiceSettings):
     f5_most: int = Field(1, ge=1, description="F5 replicas at most")
     f5_gpus: float = Field(0.5, ge=0, description="share of a GPU of one F5 replica")
     f5_cpus: float = Field(0.0, ge=0, description="CPUs that one F5 replica reserves in Ray")
-    f5_slots: int = Field(0, ge=0, description="calls at once of one replica; 0: 5 on a GPU, 1 on a CPU")
-    f5_batch: int = Field(0, ge=0, description="texts spoken together; 0: 8 on a GPU, 1 on a CPU")
+    f5_slots: int = Field(0, ge=0, description="texts at once of one replica; 0: 32 on a GPU, 4 on a CPU")
 
     rvc_least: int = Field(1, ge=0, description="RVC replicas that are always kept")
     rvc_most: int = Field(1, ge=1, description="RVC replicas at most")

@@ -122,18 +122,50 @@ class Plan:
     samples: int | None
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Samples of each segment's audio before it is joined with the next."""
+        kept = self.item.reference.frames
+        return tuple(
+            # n frames decode to n - 1 hops.
+            (segment.frames - kept - 1) * HOP if segment.samples is None else segment.samples
+            for segment in self.segments
+        )
+
+    @property
     def frames(self) -> int:
         """Frames over all passes, references included: what the work costs."""
         return sum(segment.frames for segment in self.segments)
 
 
-def plan(item: SynthesisItem, vocabulary: Vocabulary, *, chunk_s: float | None = None) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How a text is cut for a stream: each chunk is computed while the one before it is heard.
+
+    Args:
+        first_s: of the first chunk, which somebody waits for.
+        growth: of each chunk over the one before.
+        most_s: of any chunk.
+    """
+
+    first_s: float = 3.0
+    growth: float = 2.0
+    most_s: float = 12.0
+
+    def seconds(self) -> tuple[float, ...]:
+        """The longest chunk in turn; the last holds for all further ones."""
+        found = [min(self.first_s, self.most_s)]
+        while found[-1] < self.most_s:
+            found.append(min(found[-1] * max(self.growth, 1.1), self.most_s))
+        return tuple(found)
+
+
+def plan(item: SynthesisItem, vocabulary: Vocabulary, *, streaming: Streaming | None = None) -> Plan:
     """Check an item and lay out its work.
 
     Args:
         item: what is asked for.
         vocabulary: of the weights that will speak it.
-        chunk_s: the longest chunk of speech, for a stream; by default as long as F5 allows.
+        streaming: how to cut it for a stream; by default chunks are as long as F5 allows.
 
     Raises:
         VoxfleetError: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS; INVALID_ARGUMENT for a
@@ -148,9 +180,15 @@ def plan(item: SynthesisItem, vocabulary: Vocabulary, *, chunk_s: float | None =
     natural_s = f5_text.size_of(text) * frames_per_byte / _FRAMES_PER_S
     speed = item.speed if item.duration_s is None else _speed_for(item.duration_s, natural_s)
     room_s = max(CHUNK_TOTAL_S - reference.duration_s, 2.0)
-    pass_s = min(room_s, chunk_s) if chunk_s is not None else room_s
-    max_bytes = max(_LEAST_CHUNK_BYTES, int(pass_s * _FRAMES_PER_S / frames_per_byte * speed))
-    chunks = f5_text.chunks(text, max_bytes)
+
+    def bytes_in(seconds: float) -> int:
+        return max(_LEAST_CHUNK_BYTES, int(min(seconds, room_s) * _FRAMES_PER_S / frames_per_byte * speed))
+
+    if streaming is None:
+        chunks = f5_text.chunks(text, bytes_in(room_s))
+    else:
+        limits = [bytes_in(seconds) for seconds in streaming.seconds()]
+        chunks = f5_text.growing_chunks(text, limits, _LEAST_CHUNK_BYTES)
     encoded = [tuple(vocabulary.encode(f5_text.tokens(reference.text, chunk))) for chunk in chunks]
     samples = None if item.duration_s is None else round(item.duration_s * RATE_HZ)
     lengths: list[int | None] = [None] * len(chunks)

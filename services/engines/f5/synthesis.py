@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,27 @@ from numpy.typing import NDArray
 from services.common.errors import Kind, Reason, VoxfleetError
 from services.engines.bundles.manifest import Manifest
 from services.engines.f5 import planning, upstream
+from services.engines.f5.flow import Flow
+from services.engines.f5.loop import Cancelled, Computed, LoopStats, SpeechLoop
 from services.engines.f5.model import LoadedF5, load
-from services.engines.f5.planning import CROSSFADE_S, RATE_HZ, Plan, Reference, Segment, SynthesisItem
+from services.engines.f5.packing import Budget
+from services.engines.f5.planning import (
+    CROSSFADE_S,
+    RATE_HZ,
+    Plan,
+    Reference,
+    Segment,
+    Streaming,
+    SynthesisItem,
+)
 from services.engines.f5.reference import ReferenceClip
-from services.engines.f5.sampler import Cancelled, Flow, sample
 from services.engines.f5.text import Vocabulary
 
-STREAM_CHUNK_S = 6.0
+STREAMING = Streaming()
+CPU_BUDGET = Budget(segments=1)
+"""On a CPU a batch gains nothing and padding costs; segments still take turns, the urgent ones first."""
+GPU_BUDGET = Budget(segments=64, frames=64_000, free_frames=4_000)
+
 _FADE_OUT_S = 0.005
 
 Samples = NDArray[np.float32]
@@ -34,7 +50,7 @@ class SynthesisStats:
         frames: computed, the references' included, over all passes.
         steps: evaluations of the flow for each pass.
         seconds: of audio that came out.
-        wall_s: of work; in a batch, the share of this item's frames.
+        wall_s: of work; of what was computed together with others, its share by frames.
         seed: the item's.
         weights: the bundle's label, which says so where the weights are untrained.
     """
@@ -65,33 +81,19 @@ class Synthesis:
     stats: SynthesisStats
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """One segment on its way: whose it is, and its place there."""
-
-    plan: int
-    index: int
-    segment: Segment
-
-
 class F5Model:
     """An F5 bundle that speaks.
 
-    Safe to use from several threads; on a GPU one at a time is fastest.
+    Safe to use from any number of threads: what they ask for is computed together by one loop.
 
     Args:
         loaded: the weights.
-        max_batch: segments in one batch. On a CPU a batch gains nothing and padding costs, so the
-            default there is 1; on a GPU, 16.
-        max_batch_frames: segments times the longest one's frames, which bounds the memory.
+        budget: of one evaluation; by default what suits the device.
     """
 
-    def __init__(
-        self, loaded: LoadedF5, *, max_batch: int | None = None, max_batch_frames: int = 32_000
-    ) -> None:
+    def __init__(self, loaded: LoadedF5, *, budget: Budget | None = None) -> None:
         self._loaded = loaded
-        self._max_batch = max_batch or (1 if loaded.device.type == "cpu" else 16)
-        self._max_batch_frames = max_batch_frames
+        self._loop = SpeechLoop(loaded, budget or (CPU_BUDGET if loaded.device.type == "cpu" else GPU_BUDGET))
 
     @classmethod
     def load(cls, directory: Path, *, device: str | torch.device = "cpu", check: bool = True) -> F5Model:
@@ -108,17 +110,26 @@ class F5Model:
         """The tokens that these weights know."""
         return self._loaded.vocabulary
 
+    @property
+    def loop_stats(self) -> LoopStats:
+        """What has been computed so far, by all."""
+        return self._loop.stats
+
+    def close(self) -> None:
+        """Ends the loop; what it has not finished is cancelled."""
+        self._loop.close()
+
     def reference(self, clip: ReferenceClip) -> Reference:
         """The clip as the network takes it; keep it, and a clip's mel is computed once."""
         mel = upstream.mel_spectrogram(torch.from_numpy(clip.audio)[None])[0]
         return Reference(clip.id, mel.contiguous(), clip.text, clip.gain)
 
-    def plan(self, item: SynthesisItem, *, chunk_s: float | None = None) -> Plan:
+    def plan(self, item: SynthesisItem, *, streaming: Streaming | None = None) -> Plan:
         """Check an item and lay out its work, at the cost of a tokenisation; see :func:`planning.plan`."""
-        return planning.plan(item, self._loaded.vocabulary, chunk_s=chunk_s)
+        return planning.plan(item, self._loaded.vocabulary, streaming=streaming)
 
     def synthesize(
-        self, items: Sequence[SynthesisItem], *, cancelled: Cancelled | None = None
+        self, items: Sequence[SynthesisItem], *, cancelled: Cancelled | None = None, rank: int = 0
     ) -> list[Samples]:
         """The audio of every item: [samples] at 24 kHz, in the items' order.
 
@@ -127,79 +138,90 @@ class F5Model:
                 a batch, call :meth:`plan` on each and :meth:`render` on what is left); SYNTHESIS_FAILED;
                 GPU_OUT_OF_MEMORY; CANCELLED.
         """
-        return [
-            result.audio for result in self.render([self.plan(item) for item in items], cancelled=cancelled)
-        ]
+        plans = [self.plan(item) for item in items]
+        return [result.audio for result in self.render(plans, cancelled=cancelled, rank=rank)]
 
-    def render(self, plans: Sequence[Plan], *, cancelled: Cancelled | None = None) -> list[Synthesis]:
-        """Carry out plans together, segments of like length in a batch; each result is as if alone."""
-        parts: list[list[Samples]] = [[np.empty(0, np.float32)] * len(plan.segments) for plan in plans]
-        wall_s = [0.0] * len(plans)
-        for batch in self._batches(plans):
-            began = time.perf_counter()
-            audio = self._speak([(plans[one.plan].item, one.segment) for one in batch], cancelled)
-            took_s = time.perf_counter() - began
-            for one, samples in zip(batch, audio, strict=True):
-                parts[one.plan][one.index] = samples
-                wall_s[one.plan] += took_s * one.segment.frames / sum(other.segment.frames for other in batch)
+    def render(
+        self, plans: Sequence[Plan], *, cancelled: Cancelled | None = None, rank: int = 0
+    ) -> list[Synthesis]:
+        """Carry out plans, together with whatever else is computed; each result is as if alone.
+
+        Args:
+            plans: what to speak.
+            cancelled: asked between evaluations.
+            rank: who goes first where not all can; lower goes first.
+        """
+        failed = False
+
+        def stop() -> bool:
+            return failed or (cancelled is not None and cancelled())
+
+        begun = [[self._begin(plan, segment, stop, rank) for segment in plan.segments] for plan in plans]
         results = []
-        for plan, own, spent_s in zip(plans, parts, wall_s, strict=True):
-            whole = _completed(plan, np.concatenate([*_joined(iter(own))]), before=0)
-            results.append(Synthesis(whole, self._stats(plan, len(whole), spent_s)))
+        try:
+            for plan, futures in zip(plans, begun, strict=True):
+                parts = [
+                    self._finished(plan, segment, future)
+                    for segment, future in zip(plan.segments, futures, strict=True)
+                ]
+                pieces = _joined((part.audio for part in parts), plan.lengths)
+                whole = _completed(plan, np.concatenate([*pieces]), before=0)
+                work_s = sum(part.stats.wall_s for part in parts)
+                results.append(Synthesis(whole, self._stats(plan, len(whole), work_s)))
+        except BaseException:
+            failed = True
+            raise
         return results
 
     def stream(
-        self, item: SynthesisItem, *, chunk_s: float = STREAM_CHUNK_S, cancelled: Cancelled | None = None
+        self,
+        item: SynthesisItem,
+        *,
+        streaming: Streaming = STREAMING,
+        cancelled: Cancelled | None = None,
+        rank: int = 0,
     ) -> Iterator[Synthesis]:
-        """Speak an item a group of sentences at a time.
+        """Speak an item a few sentences at a time.
 
-        The pieces' audio, put end to end, is what :meth:`render` gives for ``plan(item, chunk_s=…)``:
-        each piece holds its last 150 ms back, to be crossfaded into the next.
+        The pieces' audio, put end to end, is what :meth:`render` gives for ``plan(item, streaming=…)``:
+        each piece but the last holds its last 150 ms back, to be crossfaded into the next.
         """
         # Planned before the first piece is asked for, so that a bad request fails at the call.
-        return self._stream(self.plan(item, chunk_s=chunk_s), cancelled)
+        return self._stream(self.plan(item, streaming=streaming), cancelled, rank)
 
-    def _stream(self, plan: Plan, cancelled: Cancelled | None) -> Iterator[Synthesis]:
-        began, before = time.perf_counter(), 0
-        spoken = (self._speak([(plan.item, segment)], cancelled)[0] for segment in plan.segments)
-        for index, piece in enumerate(_joined(spoken)):
+    def _stream(self, plan: Plan, cancelled: Cancelled | None, rank: int) -> Iterator[Synthesis]:
+        before = 0
+        spent: list[float] = []
+
+        def spoken() -> Iterator[Samples]:
+            for segment in plan.segments:
+                part = self._finished(plan, segment, self._begin(plan, segment, cancelled, rank))
+                spent.append(part.stats.wall_s)
+                yield part.audio
+
+        for index, piece in enumerate(_joined(spoken(), plan.lengths)):
             last = index == len(plan.segments) - 1
             audio = _completed(plan, piece, before=before) if last else piece
             before += len(audio)
             one = Plan(plan.item, (plan.segments[index],), None)
-            yield Synthesis(audio, self._stats(one, len(audio), time.perf_counter() - began))
-            began = time.perf_counter()
+            yield Synthesis(audio, self._stats(one, len(audio), spent[index]))
 
-    def _batches(self, plans: Sequence[Plan]) -> Iterator[list[_Pass]]:
-        """Segments that may share a batch, of like lengths, within the limits."""
-        waiting: dict[tuple[int, bool], list[_Pass]] = {}
-        for at, plan in enumerate(plans):
-            kind = (plan.item.steps, plan.item.cfg_strength > 0)
-            waiting.setdefault(kind, []).extend(
-                _Pass(at, i, segment) for i, segment in enumerate(plan.segments)
-            )
-        for passes in waiting.values():
-            batch: list[_Pass] = []
-            for one in sorted(passes, key=lambda one: -one.segment.frames):
-                longest = batch[0].segment.frames if batch else one.segment.frames
-                if batch and (
-                    len(batch) >= self._max_batch or (len(batch) + 1) * longest > self._max_batch_frames
-                ):
-                    yield batch
-                    batch = []
-                batch.append(one)
-            if batch:
-                yield batch
+    def _begin(
+        self, plan: Plan, segment: Segment, cancelled: Cancelled | None, rank: int
+    ) -> Future[Computed]:
+        item = plan.item
+        flow = Flow(
+            *(segment.tokens, item.reference.mel, segment.frames, segment.seed),
+            *(item.cfg_strength, item.steps),
+        )
+        return self._loop.submit(flow, rank=rank, cancelled=cancelled)
 
-    def _speak(
-        self, work: Sequence[tuple[SynthesisItem, Segment]], cancelled: Cancelled | None
-    ) -> list[Samples]:
-        flows = [
-            Flow(segment.tokens, item.reference.mel, segment.frames, segment.seed, item.cfg_strength)
-            for item, segment in work
-        ]
-        mels = sample(self._loaded, flows, work[0][0].steps, cancelled=cancelled)
-        return [self._decode(item, segment, mel) for (item, segment), mel in zip(work, mels, strict=True)]
+    def _finished(self, plan: Plan, segment: Segment, future: Future[Computed]) -> Synthesis:
+        computed = future.result()
+        began_s = time.perf_counter()
+        audio = self._decode(plan.item, segment, computed.mel)
+        work_s = computed.work_s + time.perf_counter() - began_s
+        return Synthesis(audio, self._stats(Plan(plan.item, (segment,), None), len(audio), work_s))
 
     @torch.inference_mode()
     def _decode(self, item: SynthesisItem, segment: Segment, mel: torch.Tensor) -> Samples:
@@ -235,18 +257,22 @@ def _fitted(audio: Samples, samples: int) -> Samples:
     return fitted
 
 
-def _joined(parts: Iterator[Samples]) -> Iterator[Samples]:
-    """As many pieces as parts, which end to end are the parts crossfaded over 150 ms."""
+def _joined(parts: Iterable[Samples], lengths: Sequence[int]) -> Iterator[Samples]:
+    """As many pieces as parts, which end to end are the parts crossfaded over 150 ms.
+
+    The lengths are known beforehand, so that a piece goes out before the next part is there.
+    """
+    overlaps = [
+        min(round(CROSSFADE_S * RATE_HZ), before // 2, after // 2)
+        for before, after in itertools.pairwise(lengths)
+    ]
     held = np.empty(0, np.float32)
-    current = next(parts)
-    for following in parts:
-        overlap = min(round(CROSSFADE_S * RATE_HZ), len(current) // 2, len(following) // 2)
-        yield np.concatenate([held, current[: len(current) - overlap]])
-        rising = np.linspace(0.0, 1.0, overlap, dtype=np.float32)
-        tail = current[len(current) - overlap :]
-        held = tail * (1 - rising) + following[:overlap] * rising
-        current = following[overlap:]
-    yield np.concatenate([held, current])
+    for part, overlap in zip(parts, [*overlaps, 0], strict=True):
+        faded = len(held)
+        rising = np.linspace(0.0, 1.0, faded, dtype=np.float32)
+        joint = held * (1 - rising) + part[:faded] * rising
+        yield np.concatenate([joint, part[faded : len(part) - overlap]])
+        held = part[len(part) - overlap :]
 
 
 def _completed(plan: Plan, last: Samples, *, before: int) -> Samples:

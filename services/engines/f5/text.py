@@ -154,6 +154,44 @@ def chunks(text: str, max_bytes: int) -> list[str]:
     return [piece for _, piece in whole]
 
 
+def growing_chunks(text: str, limits: Sequence[int], least_bytes: int) -> list[str]:
+    """Cut a text into chunks of which each may be longer than the one before, for a stream.
+
+    Sentences stay whole where they fit into the last limit; only the first is cut at a clause's end where
+    it is longer than the first limit, since somebody waits for it. Nothing but white space at the cuts is
+    lost.
+
+    Args:
+        text: what to cut.
+        limits: bytes of each chunk in turn, rising; the last holds for all further ones.
+        least_bytes: a chunk of less takes what follows, and at the end goes with what is before.
+    """
+    units: list[tuple[str, str]] = []
+    for gap, sentence in _cut(text.strip(), _SENTENCE_END):
+        whole = _joined(_pieces(sentence, limits[-1], (_CLAUSE_END, _SPACES)), limits[-1])
+        units += [(gap, whole[0][1]), *whole[1:]]
+    if units and size_of(units[0][1]) > limits[0]:
+        clauses = _joined(_cut(units[0][1], _CLAUSE_END), limits[0])
+        units[:1] = [clauses[0], (clauses[1][0], _text_of(clauses[1:]))] if clauses[1:] else clauses
+    found: list[tuple[str, str]] = []
+    for gap, piece in units:
+        limit = limits[min(len(found), len(limits)) - 1] if found else 0
+        last = found[-1][1] if found else ""
+        if found and (size_of(last) < least_bytes or size_of(last + gap + piece) <= limit):
+            found[-1] = (found[-1][0], last + gap + piece)
+        else:
+            found.append((gap, piece))
+    if len(found) > 1 and size_of(found[-1][1]) < least_bytes:
+        gap, piece = found.pop()
+        found[-1] = (found[-1][0], found[-1][1] + gap + piece)
+    return [piece for _, piece in found]
+
+
+def _text_of(pieces: Sequence[tuple[str, str]]) -> str:
+    """The pieces as one, without the white space before the first."""
+    return pieces[0][1] + "".join(gap + piece for gap, piece in pieces[1:])
+
+
 def _pieces(text: str, max_bytes: int, cuts: Sequence[re.Pattern[str]]) -> list[tuple[str, str]]:
     """(piece, the white space before it), each piece within the limit."""
     if size_of(text) <= max_bytes:

@@ -44,7 +44,6 @@ class ActorPlan:
         gpus: the share of a GPU that each holds.
         cpus: the same of CPUs.
         slots: calls at once; 0 for what suits the device.
-        batch: items in one call (F5); 0 for what suits the device.
         voices: kept in memory (RVC).
         threads: CPU threads of torch and OpenMP.
     """
@@ -52,7 +51,6 @@ class ActorPlan:
     gpus: float = 0.5
     cpus: float = 0.0
     slots: int = 0
-    batch: int = 0
     voices: int = 8
     threads: int = 1
 
@@ -113,7 +111,7 @@ def _build(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
     if spec.role is Role.F5:
         from services.inference.engine.speech import SpeechBody, SpeechLimits
 
-        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots, plan.batch))
+        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots))
     from services.inference.engine.conversion import ConversionBody, ConversionLimits
 
     limits = ConversionLimits(plan.slots, plan.voices, threads=plan.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -33,12 +33,11 @@ from services.common.jobs.tasks import (
 )
 from services.common.jobs.worker import Attempt
 from services.inference import metrics
-from services.inference.app.batching import SpeechBatcher
 from services.inference.app.bundles import Bundles
 from services.inference.app.languages import check_language
-from services.inference.app.members import GpusLentError
+from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
-from services.inference.calls import Advance, Convert, Made, Refused
+from services.inference.calls import Advance, Convert, EngineFacts, Made, Request, Speak
 from services.inference.model import Rank
 
 T = TypeVar("T")
@@ -54,7 +53,7 @@ _SPANS = {
 }
 _PULLS_AT_ONCE = 1
 _AHEAD = 2
-"""Batches of items held for each slot: one spoken, one waiting."""
+"""Texts held for each slot: one spoken, one waiting."""
 
 
 class Jobs:
@@ -70,7 +69,6 @@ class Jobs:
         self._f5 = f5
         self._rvc = rvc
         self._bundles = bundles
-        self._batcher = SpeechBatcher(f5)
         self._running: Counter[str] = Counter()
         self._drained: frozenset[str] = frozenset()
         self.nodes: tuple[NodeFacts, ...] = ()
@@ -84,7 +82,7 @@ class Jobs:
     def capacity(self) -> Capacity:
         """What could be taken now."""
         places = {
-            "f5.item": self._f5.places(batched=True) * _AHEAD,
+            "f5.item": self._f5.places() * _AHEAD,
             "rvc.convert": self._rvc.places(),
             "bundle.pull": _PULLS_AT_ONCE,
         }
@@ -126,43 +124,33 @@ class Jobs:
         if not task.parameters.seed:
             seeded = task.parameters.model_copy(update={"seed": new_seed()})
             task = task.model_copy(update={"parameters": seeded})
-        made = await self._batcher.speak(
-            attempt.lease.job,
-            task,
-            check=lambda facts: check_language(task.parameters.language, task.voice.languages, facts),
-            advance=_reporter(attempt),
-            share=attempt.lease.batch_scale,
-        )
+
+        def speak(facts: EngineFacts) -> Request:
+            check_language(task.parameters.language, task.voice.languages, facts)
+            return Speak(attempt.lease.job, task)
+
+        made = await self._made(self._f5, speak, Rank.BATCH, attempt)
         return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
 
     async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
         request = Convert(attempt.lease.job, task, attempt.lease.batch_scale)
-        advance = _reporter(attempt)
+        made = await self._made(self._rvc, lambda _: request, Rank.CONVERSION, attempt)
+        name = task.audio.display_name or task.audio.name.rpartition("/")[2]
+        return _succeeded(made, "rvc", task.voice.name, name, task.audio.name)
+
+    async def _made(
+        self, pool: Pool, make: Callable[[EngineFacts], Request], rank: Rank, attempt: Attempt
+    ) -> Made:
+        """What a call makes; where its replica dies, another is asked once."""
         for last in (False, True):
             try:
-                made = await self._convert_once(request, advance, attempt.lease.avoid_nodes)
+                async with pool.call(make, rank, avoid=attempt.lease.avoid_nodes) as running:
+                    assert running is not None
+                    return await _follow(running, attempt)
             except VoxfleetError as error:
                 if last or error.reason is not Reason.WORKER_LOST:
                     raise
-            else:
-                name = task.audio.display_name or task.audio.name.rpartition("/")[2]
-                return _succeeded(made, "rvc", task.voice.name, name, task.audio.name)
         raise AssertionError("unreachable")
-
-    async def _convert_once(
-        self, request: Convert, advance: Callable[[Advance], None], avoid: Collection[str]
-    ) -> Made:
-        async with self._rvc.call(lambda _: request, Rank.CONVERSION, avoid=avoid) as running:
-            assert running is not None
-            async for event in running.events():
-                match event:
-                    case Advance():
-                        advance(event)
-                    case Made():
-                        made = event
-                    case Refused(error=error):
-                        raise error
-            return made
 
     async def _pull(self, attempt: Attempt, task: PullBundleTask) -> Succeeded:
         def advance(phase: str, share: float, message: str) -> None:
@@ -213,12 +201,19 @@ async def _until_stopped(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.gather(working, return_exceptions=True)
 
 
-def _reporter(attempt: Attempt) -> Callable[[Advance], None]:
-    def report(event: Advance) -> None:
-        low, high = _SPANS[event.phase]
-        attempt.report(Progress(event.phase, percent=low + (high - low) * event.share))
-
-    return report
+async def _follow(running: Running, attempt: Attempt) -> Made:
+    """Reports how far a call is; what it made in the end."""
+    made: Made | None = None
+    async for event in running.events():
+        match event:
+            case Advance():
+                low, high = _SPANS[event.phase]
+                attempt.report(Progress(event.phase, percent=low + (high - low) * event.share))
+            case Made():
+                made = event
+    if made is None:
+        raise internal("the engine ended without an answer")
+    return made
 
 
 def _succeeded(made: Made, engine: str, voice: str, display_name: str, source: str) -> Succeeded:

@@ -123,7 +123,7 @@ class Pool:
         return PoolState(
             name=self.plan.role.value,
             gpus_each=each,
-            places_each=max(newest.slots * newest.batch, 1) if newest is not None else 1,
+            places_each=newest.slots if newest is not None else 1,
             least=self.plan.least,
             most=self.plan.most,
             held_gpus=each * len(held),
@@ -144,12 +144,11 @@ class Pool:
         """Why the last replica could not be started; None where it could."""
         return self._broken
 
-    def places(self, *, batched: bool = False) -> int:
+    def places(self) -> int:
         """How many leased jobs it can hold, running ones included; see ``model.places``."""
         if self._spec is None or self._broken is not None:
             return 0
-        facts = self.facts
-        return places(self.allowed, self.replicas, facts.batch if facts is not None and batched else 1)
+        return places(self.allowed, self.replicas)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls ``listener`` whenever slots or replicas may have changed."""

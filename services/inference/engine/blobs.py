@@ -66,7 +66,6 @@ def keep_audio(
     seed: int,
     work_s: float,
     advance: Callable[[str, float], None],
-    item: int = 0,
 ) -> Made:
     """Encodes and stores an output.
 
@@ -81,7 +80,6 @@ def keep_audio(
         seed: with which seed.
         work_s: what it cost.
         advance: told (phase, share).
-        item: its number in the call.
     """
     wanted_hz = output.rate_hz or rate_hz
     if not MIN_RATE_HZ <= wanted_hz <= MAX_RATE_HZ:
@@ -106,7 +104,7 @@ def keep_audio(
     blob = Blob(key=kept.key, sha256=sha256, size_bytes=len(data), media_type=fmt.content_type)
     duration_s = samples.shape[-1] / rate_hz
 
-    return Made(blob, duration_s, info.rate_hz, info.channels, fmt.value, seed, weights, work_s, item)
+    return Made(blob, duration_s, info.rate_hz, info.channels, fmt.value, seed, weights, work_s)
 
 
 def provenance_tags(engine: str, voice: str, job: str) -> dict[str, str]:

@@ -78,7 +78,6 @@ class ConversionBody:
             languages=(),
             device=device,
             slots=limits.slots or (3 if device == "cuda" else 1),
-            batch=1,
             node=socket.gethostname(),
             pid=os.getpid(),
         )

@@ -109,14 +109,14 @@ class _Sparse:
 
     def __init__(self, events: queue.SimpleQueue[object]) -> None:
         self._events = events
-        self._sent: dict[int, Advance] = {}
+        self._sent: Advance | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Advance):
-            sent = self._sent.get(event.item)
+            sent = self._sent
             if sent is not None and sent.phase == event.phase and event.share - sent.share < _STEPS:
                 return
-            self._sent[event.item] = event
+            self._sent = event
         self._events.put(event)
 
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,29 +23,30 @@ from services.common.media.decode import decode
 from services.common.media.resample import StreamResampler
 from services.engines.bundles.cache import BundleCache, open_from
 from services.engines.bundles.manifest import read_manifest
-from services.engines.device import natural_device, release_memory
+from services.engines.device import natural_device
 from services.engines.f5 import small
-from services.engines.f5.planning import RATE_HZ, Plan, Reference, SynthesisItem
+from services.engines.f5.planning import RATE_HZ, Reference, SynthesisItem
 from services.engines.f5.reference import prepare
-from services.engines.f5.synthesis import STREAM_CHUNK_S, F5Model, Synthesis
+from services.engines.f5.synthesis import STREAMING, F5Model, Synthesis
 from services.inference.calls import (
     Advance,
     EngineFacts,
     EngineSpec,
     Opened,
     Pcm,
-    Refused,
     Request,
-    SpeakItems,
-    SpeechItem,
+    Speak,
     StreamSpeech,
     Weights,
 )
 from services.inference.engine.blobs import ensure_bundle, fetch, keep_audio, pcm16, provenance_tags, team_id
 from services.inference.engine.running import Emit, Stopped, stopped_error
-from services.inference.model import Role
+from services.inference.model import Rank, Role
 
 _REFERENCES = 128
+_GPU_SLOTS = 32
+_CPU_SLOTS = 4
+"""On a CPU nothing is gained by more at once, but what is urgent need not wait for a whole text."""
 _WARM_UP_TEXT = "Ready."
 _SMALL = "f5-small-random"
 
@@ -55,7 +56,6 @@ class SpeechLimits:
     """How much an F5 replica takes on at once; 0 means what suits its device."""
 
     slots: int = 0
-    batch: int = 0
 
 
 class SpeechBody:
@@ -88,8 +88,7 @@ class SpeechBody:
             weights=Weights(manifest.name, manifest.trained, manifest.licence),
             languages=manifest.languages,
             device=device,
-            slots=limits.slots or (5 if on_gpu else 1),
-            batch=limits.batch or (8 if on_gpu else 1),
+            slots=limits.slots or (_GPU_SLOTS if on_gpu else _CPU_SLOTS),
             node=socket.gethostname(),
             pid=os.getpid(),
             characters=frozenset(token for token in self._model.vocabulary.indices if len(token) == 1),
@@ -101,8 +100,8 @@ class SpeechBody:
         match request:
             case StreamSpeech():
                 self._stream(request, emit, stopped)
-            case SpeakItems():
-                self._speak(request.items, emit, stopped)
+            case Speak():
+                self._speak(request, emit, stopped)
             case _:
                 raise internal(f"an F5 replica was asked to {type(request).__name__}")
 
@@ -110,9 +109,11 @@ class SpeechBody:
         emit(Advance("fetch"))
         item = self._item(request.text, request.voice, request.parameters)
         rate_hz = request.rate_hz or RATE_HZ
-        chunks = len(self._model.plan(item, chunk_s=STREAM_CHUNK_S).segments)
+        chunks = len(self._model.plan(item, streaming=STREAMING).segments)
         resampler = StreamResampler(1, RATE_HZ, rate_hz) if rate_hz != RATE_HZ else None
-        stream = cast("Generator[Synthesis]", self._model.stream(item, cancelled=stopped))
+        stream = cast(
+            "Generator[Synthesis]", self._model.stream(item, cancelled=stopped, rank=Rank.INTERACTIVE)
+        )
         with closing(stream) as pieces:
             emit(Opened(rate_hz, chunks, item.seed, self.facts.weights))
             for number, piece in enumerate(pieces, start=1):
@@ -124,63 +125,26 @@ class SpeechBody:
                 if stopped():
                     raise stopped_error()
 
-    def _speak(self, items: Sequence[SpeechItem], emit: Emit, stopped: Stopped) -> None:
-        plans: list[tuple[int, Plan]] = []
-        for index, one in enumerate(items):
-            emit(Advance("fetch", item=index))
-            try:
-                item = self._item(one.task.text, one.task.voice, one.task.parameters)
-                plans.append((index, self._model.plan(item)))
-            except VoxfleetError as error:
-                emit(Refused(error, index))
-        for index, _ in plans:
-            emit(Advance("speak", item=index))
-        try:
-            results = self._model.render([plan for _, plan in plans], cancelled=stopped) if plans else []
-        except VoxfleetError as error:
-            if len(plans) == 1 or error.reason is Reason.CANCELLED:
-                raise
-            # One text may have spoilt the batch for all: each gets a try of its own.
-            release_memory()
-            self._speak_singly(items, plans, emit, stopped)
-            return
-        for (index, _), result in zip(plans, results, strict=True):
-            self._keep(items[index], index, result, emit)
-
-    def _speak_singly(
-        self, items: Sequence[SpeechItem], plans: Sequence[tuple[int, Plan]], emit: Emit, stopped: Stopped
-    ) -> None:
-        for index, plan in plans:
-            try:
-                result = self._model.render([plan], cancelled=stopped)[0]
-            except VoxfleetError as error:
-                if error.reason is Reason.CANCELLED:
-                    raise
-                release_memory()
-                emit(Refused(error, index))
-            else:
-                self._keep(items[index], index, result, emit)
-
-    def _keep(self, one: SpeechItem, index: int, result: Synthesis, emit: Emit) -> None:
-        task = one.task
-        try:
-            made = keep_audio(
+    def _speak(self, request: Speak, emit: Emit, stopped: Stopped) -> None:
+        task = request.task
+        emit(Advance("fetch"))
+        plan = self._model.plan(self._item(task.text, task.voice, task.parameters))
+        emit(Advance("speak"))
+        result = self._model.render([plan], cancelled=stopped, rank=Rank.BATCH)[0]
+        emit(
+            keep_audio(
                 self._store,
                 team_id(task.team),
                 result.audio,
                 RATE_HZ,
                 task.output,
-                tags=provenance_tags("f5", task.voice.name, one.job),
+                tags=provenance_tags("f5", task.voice.name, request.job),
                 weights=self.facts.weights,
                 seed=task.parameters.seed,
                 work_s=result.stats.wall_s,
-                advance=lambda phase, share: emit(Advance(phase, share, index)),
-                item=index,
+                advance=lambda phase, share: emit(Advance(phase, share)),
             )
-        except VoxfleetError as error:
-            emit(Refused(error, index))
-        else:
-            emit(made)
+        )
 
     def _item(self, text: str, voice: F5Voice, parameters: SpeakingParameters) -> SynthesisItem:
         return SynthesisItem(

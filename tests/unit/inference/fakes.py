@@ -24,17 +24,13 @@ def lost() -> VoxfleetError:
     )
 
 
-def facts(
-    role: Role = Role.F5, *, slots: int = 1, batch: int = 1, name: str = "small", node: str = "n"
-) -> EngineFacts:
-    return EngineFacts(
-        role, Weights(name, trained=False, licence="MIT"), ("en", "zh"), "cpu", slots, batch, node, 1
-    )
+def facts(role: Role = Role.F5, *, slots: int = 1, name: str = "small", node: str = "n") -> EngineFacts:
+    return EngineFacts(role, Weights(name, trained=False, licence="MIT"), ("en", "zh"), "cpu", slots, node, 1)
 
 
-def made(item: int = 0, *, duration_s: float = 2.0) -> Made:
+def made(*, duration_s: float = 2.0) -> Made:
     weights = Weights("small", trained=False, licence="MIT")
-    return Made(BLOB, duration_s, 24_000, 1, "flac", 7, weights, 0.5, item)
+    return Made(BLOB, duration_s, 24_000, 1, "flac", 7, weights, 0.5)
 
 
 class Clock:

@@ -40,9 +40,7 @@ from services.inference.calls import (
     Made,
     Opened,
     Pcm,
-    Refused,
-    SpeakItems,
-    SpeechItem,
+    Speak,
     StreamSpeech,
 )
 from services.inference.engine import conversion
@@ -73,7 +71,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def speaker(store: MemoryArtifactStore, cache: Path) -> SpeechBody:
-    return SpeechBody(EngineSpec(Role.F5), store, cache, SpeechLimits(batch=4))
+    return SpeechBody(EngineSpec(Role.F5), store, cache, SpeechLimits())
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +87,10 @@ def events_of(body, request, *, stop: threading.Event | None = None) -> list:
     return events
 
 
-def item(voice: F5Voice, text: str, seed: int = 1, **output: object) -> SpeechItem:
+def item(voice: F5Voice, text: str, seed: int = 1, **output: object) -> Speak:
     parameters = SpeakingParameters(steps=2, seed=seed, duration_s=2.0)
     task = SpeakTask(team="blue", text=text, voice=voice, parameters=parameters, output=Output(**output))
-    return SpeechItem(f"teams/blue/jobs/{seed}", task)
+    return Speak(f"teams/blue/jobs/{seed}", task)
 
 
 def test_the_small_bundle_is_made_once_and_says_what_it_is(speaker: SpeechBody, cache: Path) -> None:
@@ -129,43 +127,63 @@ def test_a_stream_that_is_stopped_ends(speaker: SpeechBody, voice: F5Voice) -> N
     assert caught.value.reason is Reason.CANCELLED
 
 
-def test_items_come_in_their_formats_and_bad_ones_fail_alone(
-    speaker: SpeechBody, voice: F5Voice, store: MemoryArtifactStore
+@pytest.mark.parametrize(
+    ("output", "rate_hz", "codec"),
+    [({"format": "wav", "rate_hz": 16_000}, 16_000, "wav"), ({"format": "opus"}, 48_000, "opus")],
+)
+def test_a_text_comes_in_its_format(
+    speaker: SpeechBody, voice: F5Voice, store: MemoryArtifactStore, output: dict, rate_hz: int, codec: str
 ) -> None:
-    gone = voice.model_copy(update={"reference": voice.reference.model_copy(update={"key": "teams/blue/x"})})
-    items = (
-        item(voice, "The first line.", 1, format="wav", rate_hz=16_000),
-        item(voice, "ꙮ", 2),
-        item(voice, "The third line.", 3, format="opus"),
-        item(gone.model_copy(update={"reference_text": "Other."}), "The fourth line.", 4),
-        item(voice, "The fifth line.", 5, rate_hz=96_000),
+    one = item(voice, "The first line.", **output)
+    made = events_of(speaker, one)[-1]
+    assert (made.rate_hz, made.codec) == (rate_hz, codec)
+    data = store.get_bytes(made.blob.key, sha256=made.blob.sha256)
+    assert decode(data).duration_s == pytest.approx(2.0, abs=0.01)
+    tags = probe(data).tags
+    assert tags["weights"] == "f5-small-random (untrained weights)"
+    assert tags["job"] == one.job
+    assert tags["generated"] == "true"
+
+
+def test_a_bad_text_says_what_is_wrong(speaker: SpeechBody, voice: F5Voice) -> None:
+    gone = voice.model_copy(
+        update={
+            "reference": voice.reference.model_copy(update={"key": "teams/blue/x"}),
+            "reference_text": "Other.",
+        }
     )
-    events = events_of(speaker, SpeakItems(items))
-    made = {event.item: event for event in events if isinstance(event, Made)}
-    refused = {event.item: event.error.reason for event in events if isinstance(event, Refused)}
-    assert refused == {
-        1: Reason.UNSUPPORTED_CHARACTERS,
-        3: Reason.AUDIO_NOT_FOUND,
-        4: Reason.INVALID_ARGUMENT,
-    }
-    assert {index: (one.rate_hz, one.codec) for index, one in made.items()} == {
-        0: (16_000, "wav"),
-        2: (48_000, "opus"),
-    }
-    for index, one in made.items():
-        data = store.get_bytes(one.blob.key, sha256=one.blob.sha256)
-        assert decode(data).duration_s == pytest.approx(2.0, abs=0.01)
-        tags = probe(data).tags
-        assert tags["weights"] == "f5-small-random (untrained weights)"
-        assert tags["job"] == items[index].job
-        assert tags["generated"] == "true"
+    for one, reason in (
+        (item(voice, "ꙮ"), Reason.UNSUPPORTED_CHARACTERS),
+        (item(gone, "The fourth line."), Reason.AUDIO_NOT_FOUND),
+        (item(voice, "The fifth line.", rate_hz=96_000), Reason.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(VoxfleetError) as caught:
+            events_of(speaker, one)
+        assert caught.value.reason is reason
 
 
-def test_the_same_item_is_the_same_object(
-    speaker: SpeechBody, voice: F5Voice, store: MemoryArtifactStore
-) -> None:
+def test_texts_that_are_asked_for_at_once_each_get_their_own(speaker: SpeechBody, voice: F5Voice) -> None:
+    texts = ["One line.", "Another line, a little longer.", "ꙮ", "The last line."]
+    found: dict[str, object] = {}
+
+    def speak(text: str) -> None:
+        try:
+            found[text] = events_of(speaker, item(voice, text, 3))[-1].blob
+        except VoxfleetError as error:
+            found[text] = error.reason
+
+    threads = [threading.Thread(target=speak, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.pop("ꙮ") is Reason.UNSUPPORTED_CHARACTERS
+    assert found == {text: events_of(speaker, item(voice, text, 3))[-1].blob for text in found}
+
+
+def test_the_same_text_is_the_same_object(speaker: SpeechBody, voice: F5Voice) -> None:
     one = item(voice, "The same line.", 9)
-    first, second = (events_of(speaker, SpeakItems((one,)))[-1] for _ in range(2))
+    first, second = (events_of(speaker, one)[-1] for _ in range(2))
     assert first.blob == second.blob
 
 
@@ -177,7 +195,7 @@ def test_a_stored_bundle_is_fetched_to_the_node(
     for file in manifest.files:
         store.put_file(stored_key(manifest, file.path), directory / file.path)
     body = SpeechBody(EngineSpec(Role.F5, bundle=manifest), store, tmp_path, SpeechLimits())
-    assert isinstance(events_of(body, SpeakItems((item(voice, "From the store."),)))[-1], Made)
+    assert isinstance(events_of(body, item(voice, "From the store."))[-1], Made)
     store.corrupt_for_test(stored_key(manifest, "vocab.txt"), b"torn")
     with pytest.raises(VoxfleetError) as caught:
         SpeechBody(EngineSpec(Role.F5, bundle=manifest), store, tmp_path / "other", SpeechLimits())

@@ -1,4 +1,4 @@
-"""Leased jobs: grouped texts, conversions, stops, second tries."""
+"""Leased jobs: texts, conversions, stops, second tries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from services.common.jobs.worker import Attempt
 from services.inference.app.bundles import Bundles
 from services.inference.app.jobs import Jobs
 from services.inference.app.pool import Pool
-from services.inference.calls import Advance, EngineSpec, Refused, SpeakItems
+from services.inference.calls import Advance, EngineSpec, Speak
 from services.inference.model import PoolPlan, Role
 from tests.unit.inference.fakes import BLOB, VOICE, FakeCatalog, FakeExecutor, facts, lost, made, settle
 
@@ -49,7 +49,7 @@ def text(words: str, **parameters: object) -> SpeakTask:
 
 
 class Rig:
-    def __init__(self, tmp_path: Path, *, batch: int = 1, slots: int = 1) -> None:
+    def __init__(self, tmp_path: Path, *, slots: int = 1) -> None:
         self.executor = FakeExecutor()
         self.f5 = Pool(PoolPlan(Role.F5), self.executor)
         self.rvc = Pool(PoolPlan(Role.RVC), self.executor)
@@ -58,7 +58,7 @@ class Rig:
         for pool in (self.f5, self.rvc):
             pool.use(EngineSpec(pool.plan.role))
         self.speaker, self.converter = self.executor.engines
-        self.speaker.loaded.set_result(facts(batch=batch, slots=slots))
+        self.speaker.loaded.set_result(facts(slots=slots))
         self.converter.loaded.set_result(facts(Role.RVC))
         self.count = 0
 
@@ -84,61 +84,80 @@ class Rig:
         return attempt, asyncio.create_task(self.jobs(attempt))
 
     @property
-    def speech(self) -> list[list[str]]:
+    def speech(self) -> list[str]:
         requests = [call.request for call in self.speaker.calls]
-        return [[one.task.text for one in r.items] for r in requests if isinstance(r, SpeakItems)]
+        return [request.task.text for request in requests if isinstance(request, Speak)]
 
 
-async def test_texts_that_wait_are_spoken_together(tmp_path: Path) -> None:
-    rig = await Rig.up(tmp_path, batch=3)
-    first = rig.begin(text("a"))[1]
+async def test_texts_take_the_slots_there_are(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, slots=2)
+    tasks = [rig.begin(text(words))[1] for words in "abc"]
     await settle()
-    rest = [rig.begin(text(words))[1] for words in "bcde"]
+    assert rig.speech == ["a", "b"]
+    rig.speaker.calls[1].send(made(), None)
+    assert isinstance(await tasks[1], Succeeded)
     await settle()
-    assert rig.speech == [["a"]]
-    assert len(rig.f5._tickets) == 2, "two groups wait for four texts"
+    assert rig.speech == ["a", "b", "c"]
     rig.speaker.calls[0].send(made(), None)
-    assert isinstance(await first, Succeeded)
-    await settle()
-    assert rig.speech == [["a"], ["b", "c", "d"]]
-    rig.speaker.calls[1].send(made(1), made(0), made(2), None)
-    await settle()
-    assert [task.done() for task in rest] == [True, True, True, False]
     rig.speaker.calls[2].send(made(), None)
-    done = await rest[3]
+    done = await tasks[2]
     assert isinstance(done, Succeeded)
-    assert done.audios[0].display_name == "e"
+    assert done.audios[0].display_name == "c"
     assert done.metrics["rtf"] == 0.25
+    await tasks[0]
     assert rig.f5.replicas[0].busy == 0
 
 
 async def test_a_bad_text_fails_alone(tmp_path: Path) -> None:
-    rig = await Rig.up(tmp_path, batch=3)
-    blocker = rig.begin(text("x"))[1]
-    await settle()
+    rig = await Rig.up(tmp_path, slots=3)
     tasks = [rig.begin(text("a"))[1], rig.begin(text("b"))[1], rig.begin(text("c", language="ru"))[1]]
-    rig.speaker.calls[0].send(made(), None)
-    await blocker
     await settle()
-    assert rig.speech[1] == ["a", "b"], "a language that the weights lack is not even tried"
-    rig.speaker.calls[1].send(Refused(invalid(Reason.UNSUPPORTED_CHARACTERS, "ꙮ"), 0), made(1), None)
+    assert rig.speech == ["a", "b"], "a language that the weights lack is not even tried"
+    rig.speaker.calls[0].send(invalid(Reason.UNSUPPORTED_CHARACTERS, "ꙮ"))
+    rig.speaker.calls[1].send(made(), None)
     found = await asyncio.gather(*tasks, return_exceptions=True)
     reasons = [error.reason if isinstance(error, VoxfleetError) else None for error in found]
     assert reasons == [Reason.UNSUPPORTED_CHARACTERS, None, Reason.UNSUPPORTED_LANGUAGE]
+
+
+async def test_of_texts_whose_replica_dies_each_is_tried_once_more(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path, slots=2)
+    tasks = [rig.begin(text(words))[1] for words in "ab"]
+    await settle()
+    rig.speaker.calls[0].send(made(), None)
+    assert isinstance(await tasks[0], Succeeded)
+    rig.speaker.calls[1].send(lost())
+    await settle()
+    successor = rig.executor.engines[-1]
+    successor.loaded.set_result(facts())
+    await settle()
+    assert [call.request.task.text for call in successor.calls] == ["b"]
+    successor.calls[0].send(made(), None)
+    assert isinstance(await tasks[1], Succeeded)
+
+
+async def test_an_engine_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    task = rig.begin(text("a"))[1]
+    await settle()
+    rig.speaker.calls[0].send(None)
+    with pytest.raises(VoxfleetError) as caught:
+        await task
+    assert caught.value.reason is Reason.INTERNAL
 
 
 async def test_a_text_without_a_seed_gets_one_and_keeps_it_on_a_second_try(tmp_path: Path) -> None:
     rig = await Rig.up(tmp_path)
     task = rig.begin(text("a"))[1]
     await settle()
-    first = rig.speaker.calls[0].request.items[0].task.parameters.seed
+    first = rig.speaker.calls[0].request.task.parameters.seed
     assert first > 0
     rig.speaker.die()
     await settle()
     successor = rig.executor.engines[-1]
     successor.loaded.set_result(facts())
     await settle()
-    assert successor.calls[0].request.items[0].task.parameters.seed == first
+    assert successor.calls[0].request.task.parameters.seed == first
     successor.calls[0].send(made(), None)
     assert isinstance(await task, Succeeded)
 
@@ -160,29 +179,17 @@ async def test_a_second_death_is_the_ledgers_to_handle(tmp_path: Path) -> None:
         assert caught.value.reason is Reason.WORKER_LOST
 
 
-async def test_a_stopped_text_leaves_its_group_and_the_last_one_ends_it(tmp_path: Path) -> None:
-    rig = await Rig.up(tmp_path, batch=2)
-    blocker = rig.begin(text("x"))[1]
+async def test_a_stopped_text_stops_its_call_and_one_that_waits_is_not_spoken(tmp_path: Path) -> None:
+    rig = await Rig.up(tmp_path)
+    running, queued = rig.begin(text("a")), rig.begin(text("b"))
     await settle()
-    one, two = rig.begin(text("a")), rig.begin(text("b"))
-    queued = rig.begin(text("c"))
-    rig.speaker.calls[0].send(made(), None)
-    await blocker
-    await settle()
-    call = rig.speaker.calls[1]
-    for attempt, task in (one, queued):
+    for attempt, task in (queued, running):
         attempt.tell_stop(StopKind.CANCEL)
         with pytest.raises(AttemptStopped):
             await task
     await settle()
-    assert call.stops == 0
-    two[0].tell_stop(StopKind.CANCEL)
-    with pytest.raises(AttemptStopped):
-        await two[1]
-    await settle()
-    assert call.stops == 1
+    assert [call.stops for call in rig.speaker.calls] == [1]
     assert rig.f5.replicas[0].busy == 0
-    assert len(rig.speaker.calls) == 2, "the text that was stopped while it waited is not spoken"
 
 
 async def test_a_conversion_reports_and_names_its_source(tmp_path: Path) -> None:
@@ -216,8 +223,8 @@ async def test_a_stopped_conversion_stops_its_engine(tmp_path: Path) -> None:
 
 
 async def test_capacity_falls_as_jobs_run(tmp_path: Path) -> None:
-    rig = await Rig.up(tmp_path, batch=4, slots=2)
-    # One of the two slots is kept for streams: two batches of four for the other.
+    rig = await Rig.up(tmp_path, slots=5)
+    # One of the slots is kept for streams; for each of the others one text waits.
     rig.f5.plan = PoolPlan(Role.F5, reserved=1)
     assert rig.jobs.capacity().free == {"f5.item": 8, "rvc.convert": 1, "bundle.pull": 1}
     tasks = [rig.begin(task)[1] for task in (text("a"), text("b"), CONVERT)]
@@ -235,24 +242,6 @@ async def test_a_job_of_another_worker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VoxfleetError) as caught:
         await rig.begin(TrainTask(team="blue", voice="v", audios=()))[1]
     assert caught.value.reason is Reason.INTERNAL
-
-
-async def test_a_text_that_lacked_memory_is_spoken_with_fewer_others(tmp_path: Path) -> None:
-    rig = await Rig.up(tmp_path, batch=4)
-    blocker = rig.begin(text("x"))[1]
-    await settle()
-    scales = (1.0, 0.5, 1.0, 1.0, 1.0)
-    tasks = [rig.begin(text(w), batch_scale=scale)[1] for w, scale in zip("abcde", scales, strict=True)]
-    await settle()
-    rig.speaker.calls[0].send(made(), None)
-    await blocker
-    await settle()
-    assert rig.speech[1] == ["a", "b"]
-    rig.speaker.calls[1].send(made(), made(1), None)
-    await settle()
-    assert rig.speech[2] == ["c", "d", "e"]
-    rig.speaker.calls[2].send(made(), made(1), made(2), None)
-    await asyncio.gather(*tasks)
 
 
 async def test_a_conversion_that_lacked_memory_works_on_less_at_a_time(tmp_path: Path) -> None:
@@ -295,7 +284,7 @@ async def test_jobs_are_given_back_unharmed_where_trainings_have_the_gpus(tmp_pa
     after = rig.begin(text("d"))[1]
     await settle()
     rig.executor.engines[-1].calls[0].send(made(), None)
-    assert isinstance(await after, Succeeded), "the batcher goes on as if nothing had been"
+    assert isinstance(await after, Succeeded), "the pool goes on as if nothing had been"
 
 
 async def test_a_drained_node_is_shown_as_such(tmp_path: Path) -> None:

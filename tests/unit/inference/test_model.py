@@ -117,7 +117,7 @@ def test_places_count_one_replica_more_where_one_could_come() -> None:
     assert places(alone, [READY]) == 2
     assert places(PLAN, [READY]) == 4
     assert places(PLAN, [READY, STARTING]) == 2
-    assert places(replace(alone, reserved=1), [replace(READY, slots=5)], per_slot=8) == 32
+    assert places(replace(alone, reserved=1), [replace(READY, slots=5)]) == 4
 
 
 def test_waits_grow_and_are_bounded() -> None:

@@ -362,7 +362,7 @@ async def test_an_error_of_a_node_says_which() -> None:
 async def test_the_scheduler_is_told_what_a_pool_does() -> None:
     rig = Rig(PoolPlan(Role.F5, least=1, most=3, gpus_each=0.2))
     assert rig.pool.state.since_begin_s == -1.0
-    await rig.up(facts(slots=1, batch=4))
+    await rig.up(facts(slots=1))
     before = rig.pool.state
     tasks = [rig.run(Rank.INTERACTIVE) for _ in range(2)]
     await asyncio.sleep(0)
@@ -371,7 +371,7 @@ async def test_the_scheduler_is_told_what_a_pool_does() -> None:
     await settle()
     rig.clock.now_s += 3.0
     state = rig.pool.state
-    assert (state.name, state.least, state.most, state.places_each) == ("f5", 1, 3, 4)
+    assert (state.name, state.least, state.most, state.places_each) == ("f5", 1, 3, 1)
     # One is served, one waits; another replica is being started for it.
     assert (state.streams_running, state.streams_waiting, state.streams_waited_s) == (1, 1, 3.0)
     assert state.held_gpus == pytest.approx(0.4)

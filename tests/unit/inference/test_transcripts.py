@@ -6,7 +6,7 @@ from services.inference.calls import EngineFacts, Weights
 from services.inference.model import Role
 
 FACTS = EngineFacts(
-    Role.F5, Weights("w", trained=True, licence="MIT"), ("en",), "cpu", 1, 1, "n", 1, frozenset(" abc.,'é")
+    Role.F5, Weights("w", trained=True, licence="MIT"), ("en",), "cpu", 1, "n", 1, frozenset(" abc.,'é")
 )
 
 

@@ -7,10 +7,13 @@ import pytest
 
 from services.engines.f5 import model, reference, small
 from services.engines.f5.model import Architecture
+from services.engines.f5.packing import Budget
 from services.engines.f5.planning import Reference
 from services.engines.f5.synthesis import F5Model
 
 RATE_HZ = 24_000
+ALONE = Budget(segments=1)
+TOGETHER = Budget(frames=1_000_000, free_frames=1_000_000)
 TINY = small.SmallShape(
     Architecture(dim=32, depth=2, heads=1, ff_mult=2, text_dim=32, conv_layers=2, dim_head=32),
     vocoder_dim=32,
@@ -34,13 +37,13 @@ def loaded(bundle: Path) -> model.LoadedF5:
 @pytest.fixture(scope="session")
 def alone(loaded: model.LoadedF5) -> F5Model:
     """Speaks one segment at a time."""
-    return F5Model(loaded, max_batch=1)
+    return F5Model(loaded, budget=ALONE)
 
 
 @pytest.fixture(scope="session")
 def together(loaded: model.LoadedF5) -> F5Model:
     """Speaks whatever it is given in one batch."""
-    return F5Model(loaded, max_batch=64, max_batch_frames=1_000_000)
+    return F5Model(loaded, budget=TOGETHER)
 
 
 def babble(seconds: float, *, seed: int = 0, pauses: tuple[tuple[float, float], ...] = ()) -> np.ndarray:

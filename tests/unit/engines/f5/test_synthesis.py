@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from services.common.errors import Reason, VoxfleetError
 from services.engines.f5 import model, planning, reference, schedule, upstream
-from services.engines.f5.planning import Reference, SynthesisItem
-from services.engines.f5.sampler import Flow, sample
+from services.engines.f5.flow import Evaluator, Flow, sample
+from services.engines.f5.packing import Budget
+from services.engines.f5.planning import Reference, Streaming, SynthesisItem
 from services.engines.f5.synthesis import F5Model
 
-from .conftest import RATE_HZ, babble
+from .conftest import ALONE, RATE_HZ, TOGETHER, babble
 
+FIVE = Streaming(first_s=5.0, growth=1.5, most_s=5.0)
 LONG = "This is a sentence of some length, spoken slowly. " * 8
 WORDS = ["Hello", "there,", "my", "old", "friend.", "你好，", "Numbers:", "12", "and", "seven!", "Why?"]
 
@@ -58,8 +60,8 @@ def test_without_the_attention_mask_neighbours_leak(bundle, voice, monkeypatch):
     for block in unmasked.transformer.transformer_blocks:
         monkeypatch.setattr(block.attn.processor, "attn_mask_enabled", False)
     items = [SynthesisItem("Hello there.", voice, 3), SynthesisItem(LONG[:120], voice, 3)]
-    batched = F5Model(unmasked, max_batch=2).synthesize(items)[0]
-    assert error(batched, F5Model(unmasked, max_batch=1).synthesize(items[:1])[0]) > 1e-2
+    batched = F5Model(unmasked, budget=TOGETHER).synthesize(items)[0]
+    assert error(batched, F5Model(unmasked, budget=ALONE).synthesize(items[:1])[0]) > 1e-2
 
 
 @pytest.mark.parametrize(("steps", "strength"), [(7, 2.0), (16, 0.5), (9, 0.0)])
@@ -78,8 +80,8 @@ def test_one_alone_is_what_upstream_gives(alone, loaded, voice, steps, strength)
         sway_sampling_coef=-1.0,
         seed=11,
     )
-    flow = Flow(segment.tokens, voice.mel, segment.frames, 11, strength)
-    assert error(sample(loaded, [flow], steps)[0].numpy(), expected[0].numpy()) < 1e-4
+    flow = Flow(segment.tokens, voice.mel, segment.frames, 11, strength, steps)
+    assert error(sample(loaded, [flow])[0].numpy(), expected[0].numpy()) < 1e-4
 
 
 def test_a_batch_of_equal_lengths_needs_no_mask(together, alone, voice):
@@ -103,28 +105,31 @@ def test_guided_and_unguided_and_other_steps_share_a_call(together, alone, voice
 
 def test_the_limits_of_a_batch_are_kept_and_change_nothing(loaded, voice, alone, monkeypatch):
     sizes = []
-    narrow = F5Model(loaded, max_batch=3, max_batch_frames=700)
-    monkeypatch.setattr(
-        "services.engines.f5.synthesis.sample",
-        lambda m, flows, steps, **kw: (
-            sizes.append((len(flows), max(f.frames for f in flows))) or sample(m, flows, steps, **kw)
-        ),
-    )
+    advance = Evaluator.advance
+
+    def noted(self, states):
+        sizes.append((len(states), max(state.flow.frames for state in states)))
+        advance(self, states)
+
     items = [SynthesisItem(" ".join(WORDS[: 1 + i]), voice, 2, seed=i) for i in range(6)]
+    expected = alone.synthesize(items)
+    monkeypatch.setattr(Evaluator, "advance", noted)
+    narrow = F5Model(loaded, budget=Budget(segments=3, frames=700, free_frames=700))
     results = narrow.synthesize(items)
     assert all(count <= 3 and (count == 1 or count * frames <= 700) for count, frames in sizes)
-    assert sum(count for count, _ in sizes) == 6
-    for batched, item in zip(results, items, strict=True):
-        assert error(batched, alone.synthesize([item])[0]) < 1e-3
+    assert sum(count for count, _ in sizes) == 6 * 2
+    assert max(count for count, _ in sizes) > 1
+    for batched, single in zip(results, expected, strict=True):
+        assert error(batched, single) < 1e-3
 
 
 def test_bfloat16_stays_near_float32(bundle, alone, voice):
     half = F5Model(model.load(bundle, dtype=torch.bfloat16))
     item = SynthesisItem("Hello there, my friend.", voice, 3)
     segment = alone.plan(item).segments[0]
-    flow = Flow(segment.tokens, voice.mel, segment.frames, 0, 2.0)
-    exact = sample(alone._loaded, [flow], 3)[0].numpy()
-    assert error(sample(half._loaded, [flow], 3)[0].numpy(), exact) < 0.05
+    flow = Flow(segment.tokens, voice.mel, segment.frames, 0, 2.0, 3)
+    exact = sample(alone._loaded, [flow])[0].numpy()
+    assert error(sample(half._loaded, [flow])[0].numpy(), exact) < 0.05
     assert half.synthesize([item])[0].dtype == np.float32
 
 
@@ -224,24 +229,24 @@ def test_no_pass_is_longer_than_f5_was_trained_for(alone, voice, loaded):
 
 def test_a_stream_is_what_a_call_gives_in_pieces(alone, voice):
     item = SynthesisItem(LONG, voice, 2, seed=3)
-    pieces = list(alone.stream(item, chunk_s=5.0))
-    whole = alone.render([alone.plan(item, chunk_s=5.0)])[0]
+    pieces = list(alone.stream(item, streaming=FIVE))
+    whole = alone.render([alone.plan(item, streaming=FIVE)])[0]
     assert len(pieces) > 3
     np.testing.assert_allclose(np.concatenate([piece.audio for piece in pieces]), whole.audio, atol=1e-6)
     assert all(len(piece.audio) for piece in pieces)
 
 
 def test_a_stream_fills_a_slot_too(alone, voice):
-    pieces = list(alone.stream(SynthesisItem(LONG, voice, 1, duration_s=33.3), chunk_s=5.0))
+    pieces = list(alone.stream(SynthesisItem(LONG, voice, 1, duration_s=33.3), streaming=FIVE))
     assert sum(len(piece.audio) for piece in pieces) == round(33.3 * RATE_HZ)
 
 
 def test_a_stream_computes_no_further_than_it_is_read(alone, voice):
     asked = []
-    stream = alone.stream(SynthesisItem(LONG, voice, 1), chunk_s=5.0, cancelled=lambda: bool(asked.append(1)))
+    stream = alone.stream(SynthesisItem(LONG, voice, 1), cancelled=lambda: bool(asked.append(1)))
     next(stream)
-    # One piece needs its own chunk and the one it is faded into.
-    assert len(asked) == 2
+    # What it is faded into is computed when somebody wants it.
+    assert len(asked) == 1
 
 
 def test_chunks_meet_without_a_jump():
@@ -249,7 +254,7 @@ def test_chunks_meet_without_a_jump():
 
     at = np.arange(2 * RATE_HZ) / RATE_HZ
     parts = [np.full(len(at), value, np.float32) for value in (0.5, -0.5, 0.25)]
-    joined = np.concatenate([*_joined(iter(parts))])
+    joined = np.concatenate([*_joined(parts, [len(part) for part in parts])])
     assert len(joined) == 6 * RATE_HZ - 2 * round(0.15 * RATE_HZ)
     assert np.abs(np.diff(joined)).max() < 1e-3
 
@@ -292,12 +297,13 @@ def test_a_text_that_cannot_be_spoken_is_refused_before_any_work(alone, voice, t
         assert caught.value.reason is reason
 
 
-def test_a_call_stops_between_two_steps(alone, voice, loaded):
-    answers = iter([False, False, True])
+def test_a_call_stops_between_two_steps(alone, voice):
+    answers = iter([False, False, True, True])
+    before = alone.loop_stats.evaluations
     with pytest.raises(VoxfleetError) as caught:
         alone.synthesize([SynthesisItem("Hello there.", voice, 32)], cancelled=lambda: next(answers))
     assert caught.value.reason is Reason.CANCELLED
-    assert loaded.transformer.text_cond is None
+    assert alone.loop_stats.evaluations == before + 2
 
 
 def test_a_broken_network_is_an_error_and_not_a_file(bundle, voice):

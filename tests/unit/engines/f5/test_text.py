@@ -118,3 +118,42 @@ def test_chunking_loses_nothing_and_keeps_to_the_limit(words, max_bytes):
 @given(st.text(max_size=60))
 def test_any_text_can_be_tokenised(words):
     assert isinstance(upstream.tokens_of([text.clean(words)])[0], list)
+
+
+# ---- chunks of a stream
+
+SENTENCE = "This is one sentence of a few words."
+
+
+def test_a_streams_chunks_grow_and_end_with_sentences():
+    said = " ".join([SENTENCE] * 12)
+    chunks = text.growing_chunks(said, [40, 80, 160], 24)
+    assert " ".join(chunks) == said
+    assert [chunk.count("sentence") for chunk in chunks] == [1, 2, 4, 4, 1]
+
+
+def test_a_long_first_sentence_is_cut_at_a_clause_and_a_later_one_is_not():
+    long = "When the bell had rung for the second time, all of them rose from their chairs and left the room."
+    chunks = text.growing_chunks(f"{long} {long}", [60, 200], 24)
+    assert chunks == [long.split(" all ", maxsplit=1)[0], f"all {long.split(' all ')[1]} {long}"]
+    unbroken = long.replace(",", "")
+    assert text.growing_chunks(f"{unbroken} {SENTENCE}", [60, 120], 24)[0] == unbroken
+
+
+def test_no_chunk_of_a_stream_is_a_remnant():
+    assert text.growing_chunks(f"Hello. {SENTENCE} Bye.", [40, 80], 24) == [f"Hello. {SENTENCE} Bye."]
+    assert text.growing_chunks("Hi.", [40], 24) == ["Hi."]
+
+
+@given(
+    st.lists(st.sampled_from(["Hello.", SENTENCE, "a, b,", "one two three;", "x" * 90, "Why?"]), min_size=1),
+    st.integers(30, 80),
+    st.integers(1, 3),
+)
+def test_a_streams_chunks_lose_nothing(pieces, first, growth):
+    said = " ".join(pieces)
+    limits = [first, first * growth, first * growth * growth]
+    chunks = text.growing_chunks(said, limits, 24)
+    assert "".join("".join(chunks).split()) == "".join(said.split())
+    assert all(text.size_of(chunk) <= limits[-1] + 24 + first for chunk in chunks)
+    assert all(text.size_of(chunk) >= min(24, text.size_of(said)) for chunk in chunks)
