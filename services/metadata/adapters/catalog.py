@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid, unavailable
-from services.common.jobs.tasks import Blob
+from services.common.jobs.tasks import Blob, TimedWord
 from services.metadata.adapters import tables as t
 from services.metadata.adapters.queries import Queries
 from services.metadata.adapters.storable import storable
@@ -241,7 +241,7 @@ class CatalogQueries(Queries):
                 engine=voice.engine,
                 state=voice.state.value,
                 languages=list(voice.languages),
-                clips=[{"audio": c.audio, "text": c.text, "style": c.style} for c in voice.references],
+                clips=[_clip_row(clip) for clip in voice.references],
                 training_audios=list(voice.training_audios),
                 job_id=voice.job_id,
                 bundle=voice.bundle,
@@ -367,6 +367,20 @@ def _audio(row: Any) -> Audio:
     )
 
 
+def _clip_row(clip: Reference) -> dict[str, Any]:
+    row: dict[str, Any] = {"audio": clip.audio, "text": clip.text, "style": clip.style}
+    if clip.words:
+        row["words"] = [[word.text, word.start_s, word.end_s] for word in clip.words]
+    return row
+
+
+def _clip(row: Mapping[str, Any]) -> Reference:
+    words = tuple(
+        TimedWord(text=text, start_s=start_s, end_s=end_s) for text, start_s, end_s in row.get("words", ())
+    )
+    return Reference(row["audio"], row["text"], row.get("style", ""), words)
+
+
 def _voice(row: Any) -> Voice:
     return Voice(
         team=row.team,
@@ -375,7 +389,7 @@ def _voice(row: Any) -> Voice:
         engine=row.engine,
         state=VoiceState(row.state),
         languages=tuple(row.languages),
-        references=tuple(Reference(c["audio"], c["text"], c.get("style", "")) for c in row.clips),
+        references=tuple(_clip(clip) for clip in row.clips),
         training_audios=tuple(row.training_audios),
         job_id=row.job_id,
         bundle=row.bundle,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,14 +26,27 @@ class IdentityQueries(Queries):
         )
         return Principal(row.team, row.id, row.operator) if row else None
 
-    async def add_team(self, team: str, display_name: str) -> bool:
+    async def add_team(self, team: str, display_name: str, allowed_licences: Sequence[str] = ()) -> bool:
         """Makes a team; False where there is one."""
-        return await self._inserted(insert(t.teams).values(id=team, display_name=display_name))
+        values = {"id": team, "display_name": display_name, "allowed_licences": list(allowed_licences)}
+        return await self._inserted(insert(t.teams).values(values))
+
+    async def update_team(self, team: str, changes: Mapping[str, Any]) -> bool:
+        """Changes a team; False where there is none."""
+        return await self._changed(sa.update(t.teams).where(t.teams.c.id == team).values(dict(changes)))
+
+    async def allowed_licences(self, team: str) -> tuple[str, ...]:
+        """The licences of weights that a team may use; any where there are none."""
+        row = await self._one(sa.select(t.teams.c.allowed_licences).where(t.teams.c.id == team))
+        return tuple(row.allowed_licences) if row else ()
 
     async def list_teams(self, page: Page) -> list[Team]:
         """Teams by id."""
         query = sa.select(t.teams).where(t.teams.c.id > page.after).order_by(t.teams.c.id).limit(page.size)
-        return [Team(row.id, row.display_name, row.created_at) for row in await self._all(query)]
+        return [
+            Team(row.id, row.display_name, row.created_at, tuple(row.allowed_licences))
+            for row in await self._all(query)
+        ]
 
     async def add_key(
         self, team: str, key: str, token_sha256: str, display_name: str, *, operator: bool

@@ -21,6 +21,7 @@ from services.metadata.adapters.catalog import CatalogQueries, Stored
 from services.metadata.adapters.grants import GrantQueries
 from services.metadata.adapters.identity import IdentityQueries
 from services.metadata.adapters.ledger import LedgerQueries
+from services.metadata.adapters.lexicons import LexiconQueries
 from services.metadata.adapters.retention import RetentionQueries
 from services.metadata.adapters.webhooks import WebhookQueries
 from services.metadata.migrate import sqlalchemy_url
@@ -42,7 +43,13 @@ _HOT = (
 
 
 class PostgresTransaction(
-    CatalogQueries, IdentityQueries, LedgerQueries, WebhookQueries, RetentionQueries, GrantQueries
+    CatalogQueries,
+    IdentityQueries,
+    LexiconQueries,
+    LedgerQueries,
+    WebhookQueries,
+    RetentionQueries,
+    GrantQueries,
 ):
     """One transaction over catalogue (SQLAlchemy), ledger and the rest (psycopg), on one connection."""
 

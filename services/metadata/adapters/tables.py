@@ -20,7 +20,14 @@ def _time(name: str) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True))
 
 
-teams = sa.Table("teams", meta, _text("id", primary_key=True), _text("display_name"), _time("created_at"))
+teams = sa.Table(
+    "teams",
+    meta,
+    _text("id", primary_key=True),
+    _text("display_name"),
+    sa.Column("allowed_licences", ARRAY(sa.Text)),
+    _time("created_at"),
+)
 
 api_keys = sa.Table(
     "api_keys",
@@ -121,6 +128,18 @@ bundles = sa.Table(
     _json("manifest"),
     _text("accepted_by"),
     _time("created_at"),
+)
+
+lexicons = sa.Table(
+    "lexicons",
+    meta,
+    _text("team", primary_key=True),
+    _text("id", primary_key=True),
+    _text("display_name"),
+    _text("language"),
+    _json("entries"),
+    _time("created_at"),
+    _time("updated_at"),
 )
 
 usage_records = sa.Table(

@@ -26,6 +26,7 @@ from services.metadata.adapters.memory.tables import Change, Session, Table
 from services.metadata.model.catalog import Voice
 from services.metadata.model.fleet import Quota, WorkerRow
 from services.metadata.model.jobs import FINAL_STATES, CheckpointRow, JobEvent
+from services.metadata.model.lexicons import Lexicon
 from services.metadata.scheduling.lanes import LaneKey
 
 __all__ = ["Change", "MemoryDatabase", "MemoryWakeups", "Statements", "Step", "statement"]
@@ -104,6 +105,7 @@ class MemoryDatabase:
         self.artifacts: Table[tuple[str, str], StoredArtifact] = Table("artifacts")
         self.audios: Table[tuple[str, str], StoredAudio] = Table("audios")
         self.voices: Table[tuple[str, str], Voice] = Table("voices")
+        self.lexicons: Table[tuple[str, str], Lexicon] = Table("lexicons")
         self.advice: Table[str, None] = Table("advisory locks")
 
     def observe(self, observer: Callable[[Sequence[Change]], None]) -> None:

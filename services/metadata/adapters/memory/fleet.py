@@ -182,7 +182,7 @@ class MemoryFleet(MemoryLeases):
         if (
             job is None
             or row.record.outcome != JobState.SUCCEEDED
-            or row.kind not in ("rvc.convert", "f5.item")
+            or row.kind not in ("rvc.convert", "f5.item", "f5.convert")
         ):
             return None
         audio_s = job.result.get("metrics", {}).get("audio_s")

@@ -1,7 +1,7 @@
 """A store over a database in memory: the ledger's port, for tests and simulations.
 
-It keeps what the ledger and its use cases need: jobs, batches, leases, fleet, and of the catalogue the
-voices, audios and requests that jobs touch. Teams and keys it does not know; any team's name will do.
+It keeps what the ledger and its use cases need: jobs, batches, leases, fleet, lexicons, and of the catalogue
+the voices, audios and requests that jobs touch. Teams and keys it does not know; any team's name will do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from services.metadata.adapters.memory.database import MemoryDatabase
 from services.metadata.adapters.memory.grants import MemoryGrants
 from services.metadata.adapters.memory.jobs import MemoryJobs
 from services.metadata.adapters.memory.leases import MemoryLeases
+from services.metadata.adapters.memory.lexicons import MemoryLexicons
 from services.metadata.adapters.memory.tables import Session
 from services.metadata.ports.grants import GrantRows
 from services.metadata.ports.jobs import LeaseRows
+from services.metadata.ports.lexicons import LexiconRows
 from services.metadata.ports.store import LedgerTransaction
 from services.metadata.scheduling.lanes import LaneKey
 
 
-class MemoryTransaction(MemoryBatches, MemoryJobs, MemoryGrants, MemoryCatalog):
+class MemoryTransaction(MemoryBatches, MemoryJobs, MemoryGrants, MemoryLexicons, MemoryCatalog):
     """One transaction."""
 
     lanes_to_wake: set[LaneKey] | None = None
@@ -86,3 +88,4 @@ class MemoryStore:
 _LEDGER: type[LedgerTransaction] = MemoryTransaction
 _LEASES: type[LeaseRows] = MemoryLeases
 _GRANTS: type[GrantRows] = MemoryTransaction
+_LEXICONS: type[LexiconRows] = MemoryTransaction
