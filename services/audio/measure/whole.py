@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.audio.measure import loudness, noise, voice
+from services.audio.measure import defects, noise, voice
 from services.audio.model import Measures
-from services.common.media import levels
+from services.common.media import levels, loudness
 from services.common.media.decode import Audio, StreamInfo
 from services.common.media.resample import resample
 
@@ -46,8 +46,8 @@ def measure(audio: Audio, info: StreamInfo | None = None) -> Measures:
         snr_is_floor=noisiness.is_floor,
         noise_floor_dbfs=noisiness.noise_floor_dbfs,
         background_dbfs=noisiness.background_dbfs,
-        clipping_ratio=loudness.clipping_ratio(planes),
-        dc_offset=loudness.dc_offset(planes),
+        clipping_ratio=defects.clipping_ratio(planes),
+        dc_offset=defects.dc_offset(planes),
         voice_activity_ratio=min(1.0, sum(end - start for start, end in segments) / duration_s),
         voice_activity_ratio_webrtc=voice.webrtc_ratio(speech_band),
         speech_segments=segments,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import io
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from services.common.media import tags as tagging
 from services.common.media.formats import Container
-from services.common.media.resample import resample
+from services.common.media.resample import StreamResampler, resample
 
 
 class Format(enum.StrEnum):
@@ -121,10 +122,9 @@ def encode(
         raise ValueError(f"a bit depth of {bit_depth} is not written; 16 and 24 are")
     if bitrate_kbps is not None and (fmt.lossless or bitrate_kbps < 1):
         raise ValueError(f"{fmt} takes no bit rate of {bitrate_kbps} kbit/s")
-    if recipe.rates_hz:
-        target_hz = min((hz for hz in sorted(recipe.rates_hz) if hz >= rate_hz), default=max(recipe.rates_hz))
-        planes = resample(planes, rate_hz, target_hz)
-        rate_hz = target_hz
+    target_hz = written_rate_hz(fmt, rate_hz)
+    planes = resample(planes, rate_hz, target_hz)
+    rate_hz = target_hz
 
     buffer = io.BytesIO()
     # Own keys survive in M4A only with this flag, and its length is exact only on a clock of samples (the
@@ -132,20 +132,165 @@ def encode(
     m4a_options = {"movflags": "use_metadata_tags", "movie_timescale": str(rate_hz)}
     options = m4a_options if fmt is Format.AAC else {}
     with av.open(buffer, "w", format=recipe.muxer, container_options=options) as container:
-        # Without it FFmpeg adds its version and a random serial number, and no two runs agree.
-        container.flags |= cast("int", Flags.bitexact.value)
-        container.metadata.update(tagging.pack(metadata or {}, recipe.container))
-        stream, sample_format = _add_stream(container, fmt, rate_hz, planes.shape[0], bit_depth)
-        if not fmt.lossless:
-            stream.codec_context.bit_rate = 1000 * (bitrate_kbps or recipe.kbps_per_channel * planes.shape[0])
+        channels = planes.shape[0]
+        stream, sample_format = _opened(
+            container,
+            fmt,
+            rate_hz,
+            channels,
+            bit_depth=bit_depth,
+            bitrate_kbps=bitrate_kbps,
+            metadata=metadata,
+        )
         _write(container, stream, planes, rate_hz, sample_format)
+        container.mux(stream.encode(None))
     return buffer.getvalue()
 
 
-def _add_stream(
-    container: av.container.OutputContainer, fmt: Format, rate_hz: int, channels: int, bit_depth: int
+def written_rate_hz(fmt: Format, rate_hz: int) -> int:
+    """The rate at which the format holds samples of that rate: the next one up that it has."""
+    rates_hz = _RECIPES[fmt].rates_hz
+    return min((hz for hz in rates_hz if hz >= rate_hz), default=max(rates_hz)) if rates_hz else rate_hz
+
+
+class StreamEncoder:
+    """A file that is written while its samples are made: bytes come as they are ready and never change.
+
+    Such a file does not know its length. A FLAC's header says "unknown", an MP3 has no index and no count of
+    the encoder's delay, an M4A is fragmented; players and :func:`services.common.media.decode.decode` take
+    them. Calls may come from different threads; a second one waits for the first.
+
+    Args:
+        rate_hz: of the samples.
+        fmt: the file format; WAV, which begins with its length, is not written so.
+        channels: 1 or 2.
+        bitrate_kbps: as :func:`encode` takes it.
+        metadata: as :func:`encode` takes it.
+
+    Attributes:
+        rate_hz: of the file.
+
+    Raises:
+        ValueError: WAV, or an argument that does not apply.
+    """
+
+    def __init__(
+        self,
+        rate_hz: int,
+        fmt: Format,
+        *,
+        channels: int = 1,
+        bitrate_kbps: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if fmt is Format.WAV:
+            raise ValueError("a WAV file begins with its length: it is not written as a stream")
+        if bitrate_kbps is not None and (fmt.lossless or bitrate_kbps < 1):
+            raise ValueError(f"{fmt} takes no bit rate of {bitrate_kbps} kbit/s")
+        self.rate_hz = written_rate_hz(fmt, rate_hz)
+        self._resampler = (
+            StreamResampler(channels, rate_hz, self.rate_hz) if rate_hz != self.rate_hz else None
+        )
+        self._channels = channels
+        self._pipe = _Pipe()
+        self._lock = threading.Lock()
+        self._written = 0
+        self._container: av.container.OutputContainer | None = av.open(
+            self._pipe,
+            "w",
+            format=_RECIPES[fmt].muxer,
+            container_options=_streaming_options(fmt, self.rate_hz),
+        )
+        # A packet goes out when it is ready, not when a buffer is full.
+        self._container.flags |= cast("int", Flags.flush_packets.value)
+        self._stream, self._sample_format = _opened(
+            self._container,
+            fmt,
+            self.rate_hz,
+            channels,
+            bit_depth=16,
+            bitrate_kbps=bitrate_kbps,
+            metadata=metadata,
+        )
+
+    def push(self, samples: NDArray[np.float32]) -> bytes:
+        """Takes float32 [samples] or [channels, samples]; returns the next bytes, perhaps none."""
+        with self._lock:
+            self._encode(np.atleast_2d(samples), last=False)
+            return self._pipe.taken()
+
+    def finish(self) -> bytes:
+        """The last bytes of the file. Nothing can be pushed after it."""
+        with self._lock:
+            self._encode(np.zeros((self._channels, 0), np.float32), last=True)
+            if self._container is not None:
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                self._container = None
+            return self._pipe.taken()
+
+    def close(self) -> None:
+        """Frees everything; harmless after :meth:`finish`, and before it where nobody wants the rest."""
+        with self._lock:
+            if self._container is not None:
+                self._container.close()
+                self._container = None
+            self._pipe.taken()
+
+    def _encode(self, planes: NDArray[np.float32], *, last: bool) -> None:
+        if self._container is None:
+            raise ValueError("the file is closed")
+        if self._resampler is not None:
+            planes = self._resampler(planes, last=last)
+        if planes.shape[1]:
+            _write(self._container, self._stream, planes, self.rate_hz, self._sample_format, at=self._written)
+            self._written += planes.shape[1]
+
+
+class _Pipe:
+    """Bytes that were written and not yet taken; it cannot seek, so nothing that was taken changes."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._bytes += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        found = bytes(self._bytes)
+        self._bytes.clear()
+        return found
+
+
+def _streaming_options(fmt: Format, rate_hz: int) -> dict[str, str]:
+    if fmt is Format.OPUS:
+        return {"page_duration": "200000"}
+    if fmt is Format.AAC:
+        # The head waits for the first fragment, which knows the encoder's delay.
+        return {
+            "movflags": "use_metadata_tags+delay_moov+default_base_moof",
+            "frag_duration": "500000",
+            "movie_timescale": str(rate_hz),
+        }
+    return {}
+
+
+def _opened(
+    container: av.container.OutputContainer,
+    fmt: Format,
+    rate_hz: int,
+    channels: int,
+    *,
+    bit_depth: int,
+    bitrate_kbps: int | None,
+    metadata: Mapping[str, str] | None,
 ) -> tuple[AudioStream, str]:
+    """The container's one stream, and the format of its samples."""
+    # Without it FFmpeg adds its version and a random serial number, and no two runs agree.
+    container.flags |= cast("int", Flags.bitexact.value)
     recipe = _RECIPES[fmt]
+    container.metadata.update(tagging.pack(metadata or {}, recipe.container))
     codec = recipe.codec or f"pcm_s{bit_depth}le"
     # FFmpeg carries 24-bit samples in the upper bytes of 32.
     sample_format = recipe.sample_format or ("s16" if bit_depth == 16 else "s32")
@@ -154,6 +299,8 @@ def _add_stream(
     stream.codec_context.format = sample_format
     if fmt is Format.FLAC:
         stream.codec_context.options = {"compression_level": "8"}
+    if not fmt.lossless:
+        stream.codec_context.bit_rate = 1000 * (bitrate_kbps or recipe.kbps_per_channel * channels)
     return stream, sample_format
 
 
@@ -163,6 +310,8 @@ def _write(
     planes: NDArray[np.float32],
     rate_hz: int,
     sample_format: str,
+    *,
+    at: int = 0,
 ) -> None:
     layout = "mono" if planes.shape[0] == 1 else "stereo"
     for start in range(0, planes.shape[1], _CHUNK_SAMPLES):
@@ -170,10 +319,9 @@ def _write(
         frame = AudioFrame.from_ndarray(chunk, format=sample_format, layout=layout)
         frame.sample_rate = rate_hz
         # A first timestamp of 0 is what makes the M4A writer record the encoder's padding.
-        frame.pts = start
+        frame.pts = at + start
         frame.time_base = Fraction(1, rate_hz)
         container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
 
 
 def _quantise(

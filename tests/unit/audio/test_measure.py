@@ -11,8 +11,9 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from services.audio.measure import loudness, noise, voice
+from services.audio.measure import defects, noise, voice
 from services.audio.measure.whole import measure
+from services.common.media import loudness
 from services.common.media.decode import Audio, decode
 from services.common.media.encode import Format, encode
 from services.common.media.levels import SILENCE_DBFS
@@ -183,7 +184,7 @@ def test_injected_clipping_is_found_even_after_turning_down(then_gain: float) ->
     cut = np.clip(driven, -1, 1) * np.float32(then_gain)
     truth = np.mean(np.abs(driven) >= 1.0)
     assert truth > 0.002
-    found = loudness.clipping_ratio(cut)
+    found = defects.clipping_ratio(cut)
     # Peaks one or two samples wide are cut as well, and no detector can tell.
     assert 0.5 * truth < found <= 1.05 * truth
 
@@ -191,23 +192,23 @@ def test_injected_clipping_is_found_even_after_turning_down(then_gain: float) ->
 def test_clean_audio_is_not_called_clipped() -> None:
     rng = np.random.default_rng(6)
     for entry in MANIFEST.values():
-        assert loudness.clipping_ratio(decode(SPEECH / entry["file"]).samples) == 0.0
-    assert loudness.clipping_ratio(sine(440, 0, 1) * np.float32(0.5)) == 0.0
-    assert loudness.clipping_ratio(np.zeros(1000, np.float32)) == 0.0
-    assert loudness.clipping_ratio(rng.uniform(-0.5, 0.5, 50_000).astype(np.float32)) == 0.0
+        assert defects.clipping_ratio(decode(SPEECH / entry["file"]).samples) == 0.0
+    assert defects.clipping_ratio(sine(440, 0, 1) * np.float32(0.5)) == 0.0
+    assert defects.clipping_ratio(np.zeros(1000, np.float32)) == 0.0
+    assert defects.clipping_ratio(rng.uniform(-0.5, 0.5, 50_000).astype(np.float32)) == 0.0
 
 
 def test_clipping_on_one_side_of_one_channel() -> None:
     clean = sine(440, -6, 1)
     cut = np.minimum(sine(440, 6, 1), 1.0).astype(np.float32) * np.float32(0.4) - np.float32(0.1)
-    assert loudness.clipping_ratio(np.stack([clean, clean])) == 0.0
-    assert loudness.clipping_ratio(np.stack([clean, cut])) == pytest.approx(1 / 6, abs=0.03)
+    assert defects.clipping_ratio(np.stack([clean, clean])) == 0.0
+    assert defects.clipping_ratio(np.stack([clean, cut])) == pytest.approx(1 / 6, abs=0.03)
 
 
 def test_dc_offset_keeps_its_sign_and_channel() -> None:
     tone = sine(100, -20, 1)
-    assert loudness.dc_offset(np.stack([tone, tone - 0.05])) == pytest.approx(-0.05, abs=1e-4)
-    assert loudness.dc_offset(tone) == pytest.approx(0.0, abs=1e-4)
+    assert defects.dc_offset(np.stack([tone, tone - 0.05])) == pytest.approx(-0.05, abs=1e-4)
+    assert defects.dc_offset(tone) == pytest.approx(0.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("edge_hz", [3400, 8000, 16_000])

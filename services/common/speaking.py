@@ -1,0 +1,150 @@
+"""How to speak, and how audio is to come: judged and understood in one place, for streams and for batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
+from services.common.jobs import tasks
+from voxfleet.v1 import synthesis_pb2
+
+PRESETS: Final = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
+"""Steps of each named quality."""
+
+MAX_SEED: Final = 2**31 - 1
+MAX_WORD: Final = 64
+MAX_LEXICONS: Final = 8
+SPEED: Final = (0.5, 2.0)
+STEPS: Final = (4, 64)
+CFG_STRENGTH: Final = (0.0, 5.0)
+DURATION_S: Final = (0.0, 300.0)
+PITCH_SHIFT: Final = (-12.0, 12.0)
+LOUDNESS_LUFS: Final = (-40.0, -5.0)
+TRIES: Final = (1, 5)
+RATE_HZ: Final = (8_000, 48_000)
+
+_FORMATS: Final = {
+    synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED: "wav",
+    synthesis_pb2.AUDIO_FORMAT_WAV: "wav",
+    synthesis_pb2.AUDIO_FORMAT_FLAC: "flac",
+    synthesis_pb2.AUDIO_FORMAT_MP3: "mp3",
+    synthesis_pb2.AUDIO_FORMAT_OPUS: "opus",
+    synthesis_pb2.AUDIO_FORMAT_AAC: "aac",
+}
+_KBPS: Final = {"mp3": (16, 320), "opus": (16, 256), "aac": (16, 320)}
+"""What each encoder can write of one channel."""
+
+
+def faults(p: synthesis_pb2.SynthesisParameters, field: str) -> Iterator[FieldViolation]:
+    """What is wrong with the parameters of a request, by the path of each field."""
+    if p.preset not in PRESETS:
+        yield FieldViolation(
+            f"{field}.preset", f"must be one of fast, balanced, quality, not {p.preset[:40]!r}"
+        )
+    if p.steps:
+        yield from _within(f"{field}.steps", p.steps, STEPS)
+    if p.speed:
+        yield from _within(f"{field}.speed", p.speed, SPEED)
+    yield from _within(f"{field}.cfg_strength", p.cfg_strength, CFG_STRENGTH)
+    yield from _within(f"{field}.duration_s", p.duration_s, DURATION_S)
+    yield from _within(f"{field}.seed", p.seed, (0, MAX_SEED))
+    yield from _within(f"{field}.pitch_shift", p.pitch_shift, PITCH_SHIFT)
+    if p.HasField("loudness_lufs"):
+        yield from _within(f"{field}.loudness_lufs", p.loudness_lufs, LOUDNESS_LUFS)
+    for name, text in (("style", p.style), ("language", p.language)):
+        if len(text) > MAX_WORD:
+            yield FieldViolation(f"{field}.{name}", f"has at most {MAX_WORD} characters")
+    if p.HasField("quality"):
+        yield from _gate_faults(p.quality, f"{field}.quality")
+    yield from _lexicon_faults(p.lexicons, f"{field}.lexicons")
+
+
+def output_faults(output: synthesis_pb2.OutputFormat, field: str) -> Iterator[FieldViolation]:
+    """What is wrong with how the audio is to come."""
+    fmt = _FORMATS.get(output.format)
+    if fmt is None:
+        yield FieldViolation(f"{field}.format", "is not a known format")
+        return
+    if output.rate_hz:
+        yield from _within(f"{field}.rate_hz", output.rate_hz, RATE_HZ)
+    if output.bitrate_kbps and fmt not in _KBPS:
+        yield FieldViolation(
+            f"{field}.bitrate_kbps", f"is of {', '.join(_KBPS)}; {fmt} has none: leave it out"
+        )
+    elif output.bitrate_kbps:
+        yield from _within(f"{field}.bitrate_kbps", output.bitrate_kbps, _KBPS[fmt])
+
+
+def refuse(found: Iterable[FieldViolation]) -> None:
+    """Raises INVALID_ARGUMENT with all that is wrong, where anything is."""
+    violations = list(found)
+    if violations:
+        raise VoxfleetError(
+            Reason.INVALID_ARGUMENT,
+            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
+            kind=Kind.INVALID,
+            violations=violations,
+        )
+
+
+def speaking_parameters(p: synthesis_pb2.SynthesisParameters) -> tasks.SpeakingParameters:
+    """How to speak, with defaults filled in. Style and lexicons are names, which others resolve."""
+    gate = p.quality
+    return tasks.SpeakingParameters(
+        steps=p.steps or PRESETS.get(p.preset, PRESETS[""]),
+        speed=p.speed or 1.0,
+        seed=p.seed,
+        cfg_strength=p.cfg_strength or 2.0,
+        duration_s=p.duration_s,
+        language=p.language,
+        pitch_shift=p.pitch_shift,
+        loudness_lufs=p.loudness_lufs if p.HasField("loudness_lufs") else None,
+        verbatim=p.verbatim,
+        word_timestamps=p.word_timestamps,
+        quality=tasks.QualityGate(
+            max_word_error_rate=gate.max_word_error_rate,
+            min_similarity=gate.min_similarity,
+            **({"tries": gate.tries} if gate.tries else {}),
+        )
+        if p.HasField("quality")
+        else None,
+    )
+
+
+def output_of(output: synthesis_pb2.OutputFormat) -> tasks.Output:
+    """How the audio is to come; an unknown format, which :func:`output_faults` names, is WAV."""
+    return tasks.Output.model_validate(
+        {
+            "format": _FORMATS.get(output.format, "wav"),
+            "rate_hz": output.rate_hz,
+            "bitrate_kbps": output.bitrate_kbps,
+        }
+    )
+
+
+def format_of(name: str) -> synthesis_pb2.AudioFormat.ValueType:
+    """A format on the wire, by the name that :func:`output_of` gives it."""
+    return next(number for number, known in _FORMATS.items() if known == name and number)
+
+
+def _within(field: str, value: float, limits: tuple[float, float]) -> Iterator[FieldViolation]:
+    low, high = limits
+    # So written, it refuses what is not a number too.
+    if not low <= value <= high:
+        yield FieldViolation(field, f"must be from {low:g} to {high:g}, not {value:g}")
+
+
+def _gate_faults(gate: synthesis_pb2.QualityGate, field: str) -> Iterator[FieldViolation]:
+    yield from _within(f"{field}.max_word_error_rate", gate.max_word_error_rate, (0.0, 1.0))
+    yield from _within(f"{field}.min_similarity", gate.min_similarity, (0.0, 1.0))
+    if gate.tries:
+        yield from _within(f"{field}.tries", gate.tries, TRIES)
+
+
+def _lexicon_faults(lexicons: Sequence[str], field: str) -> Iterator[FieldViolation]:
+    # Their names are judged where they are resolved: one that is wrong fails its item alone.
+    if len(lexicons) > MAX_LEXICONS:
+        yield FieldViolation(field, f"has at most {MAX_LEXICONS} lexicons, not {len(lexicons)}")
+    if len(set(lexicons)) < len(lexicons):
+        yield FieldViolation(field, "names a lexicon twice")
