@@ -57,6 +57,13 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
         "ConvertAudio": Backend.METADATA,
         "PullBundle": Backend.METADATA,
     },
+    "LexiconService": {
+        "CreateLexicon": Backend.METADATA,
+        "GetLexicon": Backend.METADATA,
+        "ListLexicons": Backend.METADATA,
+        "UpdateLexicon": Backend.METADATA,
+        "DeleteLexicon": Backend.METADATA,
+    },
     "JobService": {
         "GetJob": Backend.METADATA,
         "ListJobs": Backend.METADATA,
@@ -83,9 +90,12 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
     },
     "TrustService": {
         "CreateTeam": Backend.METADATA,
+        "UpdateTeam": Backend.METADATA,
         "ListTeams": Backend.METADATA,
         "CreateApiKey": Backend.METADATA,
         "ListApiKeys": Backend.METADATA,
         "RevokeApiKey": Backend.METADATA,
+        # Inference knows the mark that it makes.
+        "VerifyProvenance": Backend.INFERENCE,
     },
 }

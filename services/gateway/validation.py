@@ -7,15 +7,15 @@ said at once, as ``BadRequest`` per field.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from google.protobuf import message
 
-from services.common import names
+from services.common import names, pronouncing, speaking
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
 from services.common.rpc.caller import Caller
-from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
+from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, lexicon_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 MAX_TEXT = 5000
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
@@ -23,6 +23,7 @@ MAX_LABELS = 64
 MAX_DISPLAY_NAME = 255
 MAX_QUERY = 1900
 MAX_WORD = 64
+MAX_LICENCES = 64
 MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 100
 MAX_BATCH_AUDIOS = 1000
@@ -32,15 +33,16 @@ MAX_URL = 2000
 MAX_QUOTA = 1_000_000_000_000
 MAX_WEIGHT = 1_000_000
 
-PRESETS = ("", "fast", "balanced", "quality")
 TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
 F0_METHODS = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
+CONVERTING_ENGINES = ("rvc", "f5")
 CONTENT_ENCODERS = ("", "contentvec", "whisper-base")
 
 _NOT_FOUND: Final = {
     "audios": Reason.AUDIO_NOT_FOUND,
     "uploads": Reason.UPLOAD_NOT_FOUND,
     "voices": Reason.VOICE_NOT_FOUND,
+    "lexicons": Reason.LEXICON_NOT_FOUND,
     "jobs": Reason.JOB_NOT_FOUND,
     "quota": Reason.TEAM_NOT_FOUND,
 }
@@ -61,9 +63,17 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
     "DeleteVoiceRequest": {"name": "voices"},
     "UndeleteVoiceRequest": {"name": "voices"},
     "ListCheckpointsRequest": {"parent": "voices"},
-    "SynthesizeRequest": {"voice": "voices"},
-    "ConvertAudioRequest": {"audios[]": "audios", "voice": "voices", "depends_on[]": "jobs"},
-    "BatchSynthesizeRequest": {"depends_on[]": "jobs"},
+    "SynthesizeRequest": {"voice": "voices", "parameters.lexicons[]": "lexicons"},
+    "ConvertAudioRequest": {
+        "audios[]": "audios",
+        "voice": "voices",
+        "depends_on[]": "jobs",
+        "parameters.speaking.lexicons[]": "lexicons",
+    },
+    "BatchSynthesizeRequest": {"depends_on[]": "jobs", "parameters.lexicons[]": "lexicons"},
+    "GetLexiconRequest": {"name": "lexicons"},
+    "UpdateLexiconRequest": {"lexicon.name": "lexicons"},
+    "DeleteLexiconRequest": {"name": "lexicons"},
     "GetJobRequest": {"name": "jobs"},
     "WatchJobRequest": {"name": "jobs"},
     "CancelJobRequest": {"name": "jobs"},
@@ -78,6 +88,7 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
     "DrainNodeRequest": {"name": "nodes"},
     "ResumeNodeRequest": {"name": "nodes"},
     "RevokeApiKeyRequest": {"name": "apiKeys"},
+    "VerifyProvenanceRequest": {"audio": "audios"},
 }
 
 # An operator works for every team in these.
@@ -119,6 +130,11 @@ class Checks:
         """Notes a word that is not one of those allowed."""
         if value not in allowed:
             self.wrong(field, f"must be one of {', '.join(filter(None, allowed))}, not {value[:40]!r}")
+
+    def note(self, violations: Iterable[FieldViolation]) -> None:
+        """Notes what others found wrong."""
+        for violation in violations:
+            self.wrong(violation.field, violation.description)
 
     def finish(self) -> None:
         """Raises what was noted, if anything."""
@@ -231,28 +247,23 @@ def _check_text(text: str, field: str, checks: Checks) -> None:
 
 
 def _check_speaking(p: synthesis_pb2.SynthesisParameters, field: str, checks: Checks) -> None:
-    checks.one_of(f"{field}.preset", p.preset, PRESETS)
-    if p.steps:
-        checks.within(f"{field}.steps", p.steps, 4, 64)
-    if p.speed:
-        checks.within(f"{field}.speed", p.speed, 0.5, 2.0)
-    checks.within(f"{field}.cfg_strength", p.cfg_strength, 0.0, 5.0)
-    checks.within(f"{field}.duration_s", p.duration_s, 0.0, 300.0)
-    checks.within(f"{field}.seed", p.seed, 0, MAX_SEED)
-    for name, text in (("style", p.style), ("language", p.language)):
-        if len(text) > MAX_WORD:
-            checks.wrong(f"{field}.{name}", f"has at most {MAX_WORD} characters")
-    if p.word_timestamps:
-        checks.wrong(f"{field}.word_timestamps", "is not built in this release", Reason.FEATURE_NOT_BUILT)
+    checks.note(speaking.faults(p, field))
 
 
 def _check_output(output: synthesis_pb2.OutputFormat, field: str, checks: Checks) -> None:
-    if output.format not in synthesis_pb2.AudioFormat.values():
-        checks.wrong(f"{field}.format", "is not a known format")
-    if output.rate_hz:
-        checks.within(f"{field}.rate_hz", output.rate_hz, 8000, 48000)
-    if output.bitrate_kbps:
-        checks.within(f"{field}.bitrate_kbps", output.bitrate_kbps, 16, 510)
+    checks.note(speaking.output_faults(output, field))
+
+
+def _lexicon(
+    request: lexicon_pb2.CreateLexiconRequest | lexicon_pb2.UpdateLexiconRequest, checks: Checks
+) -> None:
+    lexicon = request.lexicon
+    _check_display_name(lexicon.display_name, "lexicon.display_name", checks)
+    if not re.fullmatch(rf"[A-Za-z0-9-]{{0,{MAX_WORD}}}", lexicon.language):
+        checks.wrong("lexicon.language", "is a BCP-47 tag, such as pt-BR")
+    entries = [(entry.grapheme, entry.alias) for entry in lexicon.entries]
+    for fault in pronouncing.faults(entries, field="lexicon.entries"):
+        checks.wrong(fault.field, fault.description)
 
 
 def _audio_spec(spec: audio_pb2.AudioSpec, checks: Checks) -> None:
@@ -304,8 +315,13 @@ def _update_job(request: job_pb2.UpdateJobRequest, checks: Checks) -> None:
     checks.within("job.priority", request.job.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
-def _create_team(request: trust_pb2.CreateTeamRequest, checks: Checks) -> None:
+def _team(request: trust_pb2.CreateTeamRequest | trust_pb2.UpdateTeamRequest, checks: Checks) -> None:
     _check_display_name(request.team.display_name, "team.display_name", checks)
+    if len(request.team.allowed_licences) > MAX_LICENCES:
+        checks.wrong("team.allowed_licences", f"has at most {MAX_LICENCES} entries")
+    for number, licence in enumerate(request.team.allowed_licences):
+        if not re.fullmatch(rf"[A-Za-z0-9.+-]{{1,{MAX_WORD}}}", licence):
+            checks.wrong(f"team.allowed_licences[{number}]", "is an SPDX id, such as CC-BY-4.0")
 
 
 def _create_api_key(request: trust_pb2.CreateApiKeyRequest, checks: Checks) -> None:
@@ -358,10 +374,16 @@ def _batch(request: synthesis_pb2.BatchSynthesizeRequest, checks: Checks) -> Non
 def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None:
     if not 1 <= len(request.audios) <= MAX_BATCH_AUDIOS:
         checks.wrong("audios", f"has 1 to {MAX_BATCH_AUDIOS} entries")
-    if request.engine not in ("", "rvc"):
-        reason = Reason.FEATURE_NOT_BUILT if request.engine == "f5" else Reason.UNSUPPORTED_ENGINE
-        checks.wrong("engine", "must be rvc; f5 is not built for conversion yet", reason)
+    if request.engine not in ("", *CONVERTING_ENGINES):
+        checks.wrong(
+            "engine",
+            f"must be {' or '.join(CONVERTING_ENGINES)}, not {request.engine[:40]!r}",
+            Reason.UNSUPPORTED_ENGINE,
+            engine=request.engine[:40],
+            supported_engines=", ".join(CONVERTING_ENGINES),
+        )
     p = request.parameters
+    _check_parts_of_engine(request.engine or "rvc", p, checks)
     checks.within("parameters.pitch_shift", p.pitch_shift, -24, 24)
     checks.within("parameters.index_rate", p.index_rate, 0, 1)
     checks.within("parameters.filter_radius", p.filter_radius, 0, 7)
@@ -376,6 +398,24 @@ def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None
         )
     _check_output(request.output, "output", checks)
     _check_waiting(request, checks)
+
+
+def _check_parts_of_engine(engine: str, p: synthesis_pb2.ConversionParameters, checks: Checks) -> None:
+    """What only one of the engines heeds is wrong for the other: it would be passed over in silence."""
+    if engine != "f5":
+        if p.HasField("speaking"):
+            checks.wrong("parameters.speaking", "is of engine f5")
+        return
+    for field in ("index_rate", "filter_radius", "rms_mix_rate", "protect"):
+        if p.HasField(field):
+            checks.wrong(f"parameters.{field}", "is of engine rvc")
+    if p.f0_method:
+        checks.wrong("parameters.f0_method", "is of engine rvc")
+    _check_speaking(p.speaking, "parameters.speaking", checks)
+    checks.within("parameters.pitch_shift", p.pitch_shift, -12, 12)
+    for field, own in (("duration_s", (0.0,)), ("speed", (0.0, 1.0))):
+        if getattr(p.speaking, field) not in own:
+            checks.wrong(f"parameters.speaking.{field}", "is the recording's own: leave it out")
 
 
 def _update_quota(request: fleet_pb2.UpdateQuotaRequest, checks: Checks) -> None:
@@ -411,9 +451,12 @@ _SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
     "CreateVoiceRequest": _create_voice,
     "UpdateVoiceRequest": _update_voice,
     "UpdateJobRequest": _update_job,
-    "CreateTeamRequest": _create_team,
+    "CreateTeamRequest": _team,
+    "UpdateTeamRequest": _team,
     "CreateApiKeyRequest": _create_api_key,
     "TrainVoiceRequest": _train_voice,
+    "CreateLexiconRequest": _lexicon,
+    "UpdateLexiconRequest": _lexicon,
     "SynthesizeRequest": _synthesize,
     "BatchSynthesizeRequest": _batch,
     "ConvertAudioRequest": _convert,

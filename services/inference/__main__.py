@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +28,70 @@ from services.common.rpc.handlers import servicer_handlers
 from services.common.rpc.interceptors import service_authenticator
 from services.common.rpc.server import RpcServer, run_until_stopped
 from services.engines.bundles.pull import Hub
+from services.inference.adapters.audio_examiner import AudioExaminer
 from services.inference.adapters.grpc_catalog import GrpcCatalog
 from services.inference.adapters.ray_pool import ActorPlan, ActorSettings, RayExecutor
 from services.inference.app.bundles import Bundles
 from services.inference.app.jobs import Jobs
+from services.inference.app.licences import TeamLicences
+from services.inference.app.listening import Listening
 from services.inference.app.pool import Pool
+from services.inference.app.provenance import Provenance
 from services.inference.app.synthesis import Synthesis
+from services.inference.engine.marking import Marking
+from services.inference.health import HealthPlan
 from services.inference.model import PoolPlan, Role
-from services.inference.servicer import InferenceServicer, VoiceServicer
+from services.inference.servicer import InferenceServicer, TrustServicer, VoiceServicer
 from services.inference.settings import InferenceSettings
-from voxfleet.v1 import voice_pb2_grpc
+from voxfleet.internal.v1 import catalog_pb2_grpc
 
 log = logging.getLogger("services.inference")
 
 SERVICE = "voxfleet.v1.SynthesisService"
 VOICE_SERVICE = "voxfleet.v1.VoiceService"
+TRUST_SERVICE = "voxfleet.v1.TrustService"
 VERSION = "0.1.0"
 _NODES_EVERY_S = 5.0
 
 
 def pool_plans(settings: InferenceSettings) -> tuple[PoolPlan, PoolPlan]:
     """How the F5 and the RVC pool are run."""
-    f5 = PoolPlan(
-        Role.F5,
-        settings.f5_least,
-        max(settings.f5_most, settings.f5_least),
-        queue_limit=settings.queue_limit,
-        queue_wait_s=settings.queue_wait_s,
-        idle_s=settings.idle_s,
-        start_limit_s=settings.start_limit_s,
-        reserved=1,
-        gpus_each=settings.f5_gpus,
-    )
-    rvc = PoolPlan(
-        Role.RVC,
-        settings.rvc_least,
-        max(settings.rvc_most, settings.rvc_least),
-        idle_s=settings.idle_s,
-        start_limit_s=settings.start_limit_s,
-        gpus_each=settings.rvc_gpus,
-    )
+
+    def plan(role: Role, least: int, most: int, gpus: float, cpus: float) -> PoolPlan:
+        return PoolPlan(
+            role,
+            least,
+            max(most, least),
+            idle_s=settings.idle_s,
+            start_limit_s=settings.start_limit_s,
+            grow_depth=settings.grow_depth,
+            grow_wait_s=settings.grow_wait_s,
+            # What reserves CPUs might wait for those of the replica that it is to succeed.
+            surge=0 if cpus else 1,
+            retry_s=settings.weights_retry_s,
+            health=health_plan(settings),
+            gpus_each=gpus,
+        )
+
+    f5 = plan(Role.F5, settings.f5_least, settings.f5_most, settings.f5_gpus, settings.f5_cpus)
+    rvc = plan(Role.RVC, settings.rvc_least, settings.rvc_most, settings.rvc_gpus, settings.rvc_cpus)
+    f5 = replace(f5, reserved=1, queue_limit=settings.queue_limit, queue_wait_s=settings.queue_wait_s)
     return f5, rvc
+
+
+def health_plan(settings: InferenceSettings) -> HealthPlan:
+    """How replicas are watched."""
+    return HealthPlan(
+        probe_s=settings.probe_s,
+        probe_limit_s=settings.probe_limit_s,
+        hang_floor_s=settings.hang_floor_s,
+        first_call_s=settings.hang_first_s,
+        out_of_memory=settings.out_of_memory_limit,
+        rss_bytes=settings.replica_rss_mib << 20,
+        rss_growth_bytes=settings.replica_rss_growth_mib << 20,
+        gpu_bytes=settings.replica_gpu_mib << 20,
+        gpu_growth_bytes=settings.replica_gpu_growth_mib << 20,
+    )
 
 
 def actor_plans(settings: InferenceSettings) -> dict[Role, ActorPlan]:
@@ -100,10 +124,11 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
         settings.log_level,
         settings.log_json,
         settings.otlp_endpoint,
+        Marking(settings.watermark, settings.watermark_key),
     )
     executor = RayExecutor(actor_plans(settings), actors)
     f5, rvc = (Pool(plan, executor, stop_grace_s=settings.stop_grace_s) for plan in pool_plans(settings))
-    jobs = Jobs(f5, rvc, bundles)
+    jobs = Jobs(f5, rvc, bundles, TeamLicences(catalog))
     ledger = GrpcLedger(
         channel,
         worker=f"inference-{new_id()}",
@@ -116,14 +141,23 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
         pool.on_change(worker.wake)
     synthesis = Synthesis(f5, catalog)
     servicer = InferenceServicer(synthesis, bundles)
+    listening = Listening(
+        f5,
+        catalog,
+        max_word_error_rate=settings.transcript_max_word_error_rate,
+        check_wait_s=settings.transcript_wait_s,
+    )
+    voices = VoiceServicer(f5, listening, catalog_pb2_grpc.CatalogServiceStub(channel))
+    examiner = AudioExaminer(make_store(), settings.watermark_key)
     server = RpcServer(
         settings,
         [
             servicer_handlers(SERVICE, servicer),
-            servicer_handlers(VOICE_SERVICE, VoiceServicer(f5, voice_pb2_grpc.VoiceServiceStub(channel))),
+            servicer_handlers(VOICE_SERVICE, voices),
+            servicer_handlers(TRUST_SERVICE, TrustServicer(Provenance(catalog, examiner))),
         ],
         service_authenticator(settings.service_token),
-        services=[SERVICE, VOICE_SERVICE],
+        services=[SERVICE, VOICE_SERVICE, TRUST_SERVICE],
     )
     await server.start()
 

@@ -9,6 +9,8 @@ from services.common.jobs.tasks import (
     Blob,
     ConvertTask,
     F5Voice,
+    Pronunciation,
+    RespeakTask,
     SpeakingParameters,
     SpeakTask,
     TimedWord,
@@ -78,7 +80,7 @@ class EngineFacts:
     characters: frozenset[str] = frozenset()
 
 
-# ---- requests
+# ---- requests; the ``size`` of each is how much work it is, in units of its kind's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,19 @@ class StreamSpeech:
         voice: in whose voice.
         parameters: how; its seed is not 0.
         rate_hz: of the samples; 0 for the engine's own.
+        pronunciations: what the request's lexicons say of the text's words, the first lexicon's first.
     """
 
     text: str
     voice: F5Voice
     parameters: SpeakingParameters
     rate_hz: int = 0
+    pronunciations: tuple[Pronunciation, ...] = ()
+
+    @property
+    def size(self) -> float:
+        """Bytes of text times steps and tries."""
+        return _speaking(self.text, self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,11 @@ class Speak:
 
     job: str
     task: SpeakTask
+
+    @property
+    def size(self) -> float:
+        """Bytes of text times steps and tries."""
+        return _speaking(self.task.text, self.task.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,24 @@ class Convert:
     task: ConvertTask
     share: float = 1.0
 
+    @property
+    def size(self) -> float:
+        """Seconds of audio."""
+        return self.task.audio.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class Respeak:
+    """Speak a recording again in a zero-shot voice, for the job ``job``; the task's seed is not 0."""
+
+    job: str
+    task: RespeakTask
+
+    @property
+    def size(self) -> float:
+        """Seconds of audio times steps."""
+        return self.task.audio.duration_s * self.task.parameters.steps
+
 
 @dataclass(frozen=True, slots=True)
 class Listen:
@@ -126,8 +158,8 @@ class Listen:
         blob: the clip.
         text: what is said in it, where somebody wrote that.
         language: BCP-47; detected where empty.
-        max_word_error_rate: a given text that differs from what is heard by more than this is refused;
-            0 for no such check.
+        max_word_error_rate: a given text that differs from what is heard by more than this, in its words and
+            in their letters, is refused; 0 for no such check.
     """
 
     blob: Blob
@@ -135,8 +167,28 @@ class Listen:
     language: str = ""
     max_word_error_rate: float = 0.0
 
+    @property
+    def size(self) -> float:
+        """Bytes of the clip."""
+        return float(self.blob.size_bytes)
 
-Request = StreamSpeech | Speak | Convert | Listen
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Do a little real work, to show that it can be done; its end is all that is answered."""
+
+    @property
+    def size(self) -> float:
+        """One probe is as much work as another."""
+        return 1.0
+
+
+Request = StreamSpeech | Speak | Convert | Respeak | Listen | Probe
+
+
+def _speaking(text: str, parameters: SpeakingParameters) -> float:
+    tries = parameters.quality.tries if parameters.quality is not None else 1
+    return float(len(text.encode()) * parameters.steps * max(tries, 1))
 
 
 # ---- events, in the order in which a call sends them
@@ -144,7 +196,7 @@ Request = StreamSpeech | Speak | Convert | Listen
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How far it is: ``phase`` is fetch, load, convert or speak, encode, store; ``share`` 0..1 of it."""
+    """How far it is: ``phase`` (fetch, load, listen, convert, speak, encode, store), ``share`` 0..1 of it."""
 
     phase: str
     share: float = 0.0
@@ -152,12 +204,13 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The text is sound and its speech begins: samples a second, chunks of text, seed, weights."""
+    """The text is sound and its speech begins: samples a second, chunks of text, seed, weights, mark."""
 
     rate_hz: int
     chunks: int
     seed: int
     weights: Weights
+    watermarked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +236,7 @@ class Made:
     work_s: float
     words: tuple[TimedWord, ...] = ()
     quality: SpeechQuality | None = None
+    watermarked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.common.errors import Reason, VoxfleetError
+from services.inference.health import Vitals
+from services.inference.model import Replica, ReplicaState, Role
 
 REPLICAS: Final = Gauge("voxfleet_pool_replicas", "Engine replicas, by state.", ["engine", "state"])
 SLOTS: Final = Gauge("voxfleet_pool_slots", "Slots of ready replicas, used and free.", ["engine", "state"])
@@ -19,6 +22,11 @@ WAIT_SECONDS: Final = Histogram(
 )
 ENDED: Final = Counter(
     "voxfleet_pool_replicas_ended_total", "Replicas that ended, by why.", ["engine", "reason"]
+)
+MEMORY: Final = Gauge(
+    "voxfleet_pool_memory_bytes",
+    "What the replica that holds most has: rss (its own pages), gpu (its tensors).",
+    ["engine", "kind"],
 )
 CALLS: Final = Counter(
     "voxfleet_inference_requests_total",
@@ -36,6 +44,23 @@ FIRST_AUDIO: Final = Histogram(
     "Time from a streamed request to its first samples.",
     buckets=(0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 3, 5, 10, 30),
 )
+
+
+def show_pool(role: Role, replicas: Sequence[Replica], waiting: int) -> None:
+    """Shows what a pool is made of now; ``waiting`` requests have no slot."""
+    for state in ReplicaState:
+        REPLICAS.labels(role, state).set(sum(1 for replica in replicas if replica.state is state))
+    ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
+    SLOTS.labels(role, "used").set(sum(replica.busy for replica in replicas))
+    SLOTS.labels(role, "free").set(sum(replica.slots - replica.busy for replica in ready))
+    WAITING.labels(role).set(waiting)
+
+
+def show_memory(role: Role, vitals: Iterable[Vitals]) -> None:
+    """Shows what the largest replica holds."""
+    seen = list(vitals)
+    MEMORY.labels(role, "rss").set(max((each.rss_bytes for each in seen), default=0))
+    MEMORY.labels(role, "gpu").set(max((each.gpu_bytes for each in seen), default=0))
 
 
 def outcome_of(error: BaseException) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.common.jobs.model import NodeFacts
-from services.common.jobs.tasks import F5Voice
+from services.common.jobs.tasks import Blob, F5Voice, Pronunciation
 from services.engines.bundles.manifest import Manifest
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+from services.inference.health import Vitals
 
 
 class Call(Protocol):
@@ -34,8 +35,8 @@ class Engine(Protocol):
     async def ready(self) -> EngineFacts:
         """Waits until its weights are loaded and warm. Errors: the loading's own, or WORKER_LOST."""
 
-    async def check(self) -> None:
-        """Returns if it is alive. Errors: WORKER_LOST."""
+    async def check(self) -> Vitals:
+        """What it says of itself, if it is alive. Errors: WORKER_LOST."""
 
     def call(self, request: Request) -> Call:
         """Begins a call."""
@@ -56,11 +57,40 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedVoice:
-    """A voice with what an engine needs to use it; ``f5`` is None for a voice of another engine."""
+    """A voice with what an engine needs to use it; ``f5`` is None for a voice of another engine.
+
+    ``allowed_licences`` are those of the weights that its team may use; any where there are none.
+    """
 
     name: str
     engine: str
     f5: F5Voice | None
+    allowed_licences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedAudio:
+    """A recording with where its bytes are, and what the record says of how it came to be."""
+
+    blob: Blob
+    duration_s: float
+    generated: bool = False
+    job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What a stored audio itself tells of how it came to be.
+
+    Args:
+        tags: of its file, keys in lower case.
+        mark_present: whether its sound carries the inaudible mark.
+        mark_confidence: 0 to 1, one half where that turns.
+    """
+
+    tags: Mapping[str, str]
+    mark_present: bool
+    mark_confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +110,17 @@ class Catalog(Protocol):
     async def resolve_voice(self, name: str, style: str) -> ResolvedVoice:
         """A voice of the caller. Errors: VOICE_NOT_FOUND, VOICE_NOT_READY."""
 
+    async def pronunciations(
+        self, team: str, lexicons: Sequence[str], text: str
+    ) -> tuple[Pronunciation, ...]:
+        """What a team's lexicons, by name, say of a text's words. Errors: LEXICON_NOT_FOUND."""
+
+    async def resolve_audio(self, name: str) -> ResolvedAudio:
+        """A recording of the caller. Errors: AUDIO_NOT_FOUND."""
+
+    async def allowed_licences(self, team: str) -> tuple[str, ...]:
+        """Licences of weights that a team may use; any where there are none. ``team`` is an id."""
+
     async def stored_bundles(self) -> Sequence[Manifest]:
         """The bundles that the store has."""
 
@@ -88,3 +129,10 @@ class Catalog(Protocol):
 
     async def record_usage(self, usage: Usage) -> None:
         """Records what was used."""
+
+
+class Examiner(Protocol):
+    """Who reads stored audio for its traces."""
+
+    async def examine(self, blob: Blob) -> Traces:
+        """What it tells. Errors: AUDIO_NOT_FOUND, ARTIFACT_CORRUPT, INVALID_FORMAT."""

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 import grpc
 
-from services.common.errors import Reason, invalid, not_built
-from services.common.jobs.tasks import SpeakingParameters
-from services.common.names import parse_team
+from services.common import speaking
+from services.common.errors import Reason, invalid
+from services.common.jobs.model import SpeechQuality
+from services.common.jobs.tasks import Output, TimedWord
+from services.common.names import parse, parse_team
 from services.common.rpc.caller import current_caller, require_operator
 from services.inference.app.bundles import Bundles, BundleView, ImportFile, ImportOpen, ImportPart
+from services.inference.app.encoding import Encoded, encoded
 from services.inference.app.engines import ENGINES
+from services.inference.app.listening import Clip, Listening
 from services.inference.app.pool import Pool
+from services.inference.app.provenance import Provenance
 from services.inference.app.synthesis import Header, SpeechRequest, Summary, Synthesis
 from services.inference.app.transcripts import check_transcript
-from voxfleet.v1 import audio_pb2, synthesis_pb2, voice_pb2, voice_pb2_grpc
+from services.inference.calls import Heard
+from voxfleet.internal.v1 import catalog_pb2, catalog_pb2_grpc
+from voxfleet.v1 import audio_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 _TIMEOUT_S = 30.0
-
-PRESETS = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
-_PCM_FORMATS = (synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED, synthesis_pb2.AUDIO_FORMAT_WAV)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,15 +44,19 @@ class InferenceServicer:
         self, request: synthesis_pb2.SynthesizeRequest, _context: Context
     ) -> AsyncIterator[synthesis_pb2.SynthesizeResponse]:
         """Speaks a text; see the proto."""
-        async with aclosing(self._synthesis.stream(speech_request(request))) as parts:
+        asked, output = speech_request(request), speaking.output_of(request.output)
+        samples = self._synthesis.stream(asked)
+        async with aclosing(samples if output.format == "wav" else encoded(samples, output)) as parts:
             async for part in parts:
                 match part:
                     case Header():
-                        yield synthesis_pb2.SynthesizeResponse(header=_header(part))
+                        yield synthesis_pb2.SynthesizeResponse(header=_header(part, output))
                     case bytes():
                         yield synthesis_pb2.SynthesizeResponse(pcm=part)
+                    case Encoded():
+                        yield synthesis_pb2.SynthesizeResponse(encoded=part.data)
                     case Summary():
-                        yield synthesis_pb2.SynthesizeResponse(summary=_summary(part))
+                        yield synthesis_pb2.SynthesizeResponse(summary=summary_of(part))
 
     async def ListEngines(
         self, _request: synthesis_pb2.ListEnginesRequest, _context: Context
@@ -86,59 +95,77 @@ class InferenceServicer:
 
 
 class VoiceServicer:
-    """What inference serves of ``voxfleet.v1.VoiceService``: it judges transcripts, metadata keeps voices."""
+    """What inference serves of ``voxfleet.v1.VoiceService``: it hears clips, metadata keeps voices."""
 
-    def __init__(self, f5: Pool, metadata: voice_pb2_grpc.VoiceServiceAsyncStub) -> None:
+    def __init__(
+        self, f5: Pool, listening: Listening, catalog: catalog_pb2_grpc.CatalogServiceAsyncStub
+    ) -> None:
         self._f5 = f5
-        self._metadata = metadata
+        self._listening = listening
+        self._catalog = catalog
 
     async def CreateVoice(self, request: voice_pb2.CreateVoiceRequest, context: Context) -> voice_pb2.Voice:
         """Makes a zero-shot voice; see the proto."""
-        for number, clip in enumerate(request.voice.references):
-            check_transcript(clip.text, self._f5.last_facts, field=f"voice.references[{number}].text")
-        return await self._metadata.CreateVoice(request, timeout=context.time_remaining() or _TIMEOUT_S)
+        voice = request.voice
+        language = voice.languages[0] if voice.languages else ""
+        stored = catalog_pb2.StoreVoiceRequest(request=request)
+        for number, clip in enumerate(voice.references):
+            field = f"voice.references[{number}]"
+            text = clip.text.strip()
+            check_transcript(text, self._f5.last_facts, field=f"{field}.text")
+            heard = await self._listening.hear(Clip(clip.audio, text, field), language)
+            if heard is not None:
+                check_transcript(heard.text, self._f5.last_facts, field=f"{field}.text")
+                stored.heard.append(_heard(number, heard))
+        return await self._catalog.StoreVoice(stored, timeout=context.time_remaining() or _TIMEOUT_S)
+
+
+class TrustServicer:
+    """What inference serves of ``voxfleet.v1.TrustService``."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        self._provenance = provenance
+
+    async def VerifyProvenance(
+        self, request: trust_pb2.VerifyProvenanceRequest, _context: Context
+    ) -> trust_pb2.VerifyProvenanceResponse:
+        """Says whether an audio was made by a machine; see the proto."""
+        name = parse(request.audio, "audios", field="audio")
+        found = await self._provenance.verify(name.team, request.audio)
+        return trust_pb2.VerifyProvenanceResponse(
+            generated=found.generated,
+            confidence=found.confidence,
+            job=found.job,
+            evidence=[
+                trust_pb2.ProvenanceEvidence.Value(f"PROVENANCE_EVIDENCE_{source}")
+                for source in found.evidence
+            ],
+        )
 
 
 def speech_request(request: synthesis_pb2.SynthesizeRequest) -> SpeechRequest:
-    """The request as the use case takes it. Errors: INVALID_ARGUMENT, FEATURE_NOT_BUILT."""
+    """The request as the use case takes it. Errors: INVALID_ARGUMENT."""
     asked = request.parameters
-    if asked.preset not in PRESETS:
-        raise invalid(
-            Reason.INVALID_ARGUMENT,
-            f"preset is {asked.preset[:40]!r}; use fast, balanced or quality",
-            field="parameters.preset",
-        )
-    if asked.word_timestamps:
-        raise not_built("word timestamps")
-    if request.output.format not in _PCM_FORMATS:
-        raise invalid(
-            Reason.INVALID_ARGUMENT,
-            "Synthesize streams PCM samples: leave output.format empty, or use BatchSynthesize for files",
-            field="output.format",
-        )
+    speaking.refuse(
+        [*speaking.faults(asked, "parameters"), *speaking.output_faults(request.output, "output")]
+    )
     return SpeechRequest(
         team=current_caller().team,
         voice=request.voice,
         style=asked.style,
         text=request.text,
-        parameters=SpeakingParameters(
-            steps=asked.steps or PRESETS[asked.preset],
-            speed=asked.speed or 1.0,
-            seed=asked.seed,
-            cfg_strength=asked.cfg_strength or 2.0,
-            duration_s=asked.duration_s,
-            language=asked.language,
-        ),
-        rate_hz=_rate(request.output.rate_hz),
+        parameters=speaking.speaking_parameters(asked),
+        rate_hz=request.output.rate_hz,
+        lexicons=tuple(asked.lexicons),
     )
 
 
-def _rate(rate_hz: int) -> int:
-    if rate_hz and not 8_000 <= rate_hz <= 48_000:
-        raise invalid(
-            Reason.INVALID_ARGUMENT, f"rate_hz is {rate_hz}; it must be 8000 to 48000", field="output.rate_hz"
-        )
-    return rate_hz
+def _heard(index: int, heard: Heard) -> catalog_pb2.HeardClip:
+    return catalog_pb2.HeardClip(index=index, text=heard.text, words=_words(heard.words))
+
+
+def _words(words: Iterable[TimedWord]) -> list[audio_pb2.WordTimestamp]:
+    return [audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s) for word in words]
 
 
 def _provenance(header: Header) -> audio_pb2.Provenance:
@@ -150,25 +177,37 @@ def _provenance(header: Header) -> audio_pb2.Provenance:
         weights_trained=header.weights.trained,
         weights_licence=header.weights.licence,
         seed=header.seed,
+        watermarked=header.watermarked,
     )
 
 
-def _header(header: Header) -> synthesis_pb2.SynthesisHeader:
+def _header(header: Header, output: Output) -> synthesis_pb2.SynthesisHeader:
     return synthesis_pb2.SynthesisHeader(
-        rate_hz=header.rate_hz, chunks=header.chunks, provenance=_provenance(header)
+        rate_hz=header.rate_hz,
+        chunks=header.chunks,
+        provenance=_provenance(header),
+        format=speaking.format_of(output.format),
     )
 
 
-def _summary(summary: Summary) -> synthesis_pb2.SynthesisSummary:
+def summary_of(summary: Summary) -> synthesis_pb2.SynthesisSummary:
+    """What came, as the API says it."""
     made = synthesis_pb2.SynthesisSummary(
         provenance=_provenance(summary.header),
         duration_s=summary.duration_s,
         steps=summary.steps,
         rtf=summary.rtf,
+        words=_words(summary.closed.words),
+        quality=_quality(summary.closed.quality),
+        spoken_text=summary.closed.spoken_text,
     )
     made.queue_time.FromTimedelta(timedelta(seconds=summary.queue_s))
     made.work_time.FromTimedelta(timedelta(seconds=summary.work_s))
     return made
+
+
+def _quality(quality: SpeechQuality | None) -> audio_pb2.SpeechQuality | None:
+    return None if quality is None else audio_pb2.SpeechQuality(**asdict(quality))
 
 
 def _bundle(view: BundleView) -> synthesis_pb2.Bundle:

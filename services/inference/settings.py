@@ -31,12 +31,37 @@ class InferenceSettings(ServiceSettings):
     )
     rvc_voices: int = Field(8, ge=1, description="voices that one RVC replica keeps in memory")
 
+    watermark: bool = Field(True, description="whether what is made carries the inaudible mark")
+    watermark_key: str = Field(
+        "", repr=False, description="what the mark is made of; keep it, or older marks are not found"
+    )
+
     engine_threads: int = Field(1, ge=1, description="CPU threads of torch in one replica")
+    transcript_max_word_error_rate: float = Field(
+        0.6,
+        ge=0,
+        description="a reference clip's text that differs by more from what is heard is refused; 0: no check",
+    )
+    transcript_wait_s: float = Field(
+        5.0, gt=0, description="how long that check may wait for a slot before it is left out"
+    )
     queue_limit: int = Field(32, ge=0, description="streamed requests that may wait for a slot")
     queue_wait_s: float = Field(30.0, gt=0, description="how long a streamed request may wait for a slot")
+    grow_depth: int = Field(1, ge=1, description="requests beyond the free slots for one more replica")
+    grow_wait_s: float = Field(5.0, ge=0, description="a wait for a slot for which one more is started")
     idle_s: float = Field(300.0, gt=0, description="until an idle replica above the least is stopped")
     start_limit_s: float = Field(900.0, gt=0, description="how long a replica may take to load")
     stop_grace_s: float = Field(
         2.5, gt=0, description="for a stopped call to end; then its replica is replaced"
     )
+    probe_s: float = Field(60.0, ge=0, description="until an idle replica is given a test of work; 0: never")
+    probe_limit_s: float = Field(30.0, gt=0, description="how long that test may take")
+    hang_floor_s: float = Field(60.0, gt=0, description="silence of a call beyond twice its usual time")
+    hang_first_s: float = Field(600.0, gt=0, description="silence of a call of a kind not measured yet")
+    out_of_memory_limit: int = Field(3, ge=0, description="calls in a row without GPU memory; 0: any")
+    replica_rss_mib: int = Field(0, ge=0, description="memory of its own that a replica may hold; 0: any")
+    replica_rss_growth_mib: int = Field(4096, ge=0, description="the same, gained since it was ready; 0: any")
+    replica_gpu_mib: int = Field(0, ge=0, description="GPU memory of a replica's tensors; 0: any")
+    replica_gpu_growth_mib: int = Field(0, ge=0, description="the same, gained since it was ready; 0: any")
+    weights_retry_s: float = Field(900.0, gt=0, description="until weights that do not start are tried again")
     bundle_refresh_s: float = Field(15.0, gt=0, description="between two looks at what is stored")

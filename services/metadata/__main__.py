@@ -28,6 +28,7 @@ from services.metadata.app.fleet import Fleet
 from services.metadata.app.identity import Identity
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.ledger import Ledger, LedgerSettings
+from services.metadata.app.lexicons import Lexicons
 from services.metadata.app.retention import Retention
 from services.metadata.app.submit import Submitter
 from services.metadata.app.voices import Voices
@@ -36,6 +37,7 @@ from services.metadata.model.retention import RetentionSettings
 from services.metadata.servicers.fleet import FleetServicer
 from services.metadata.servicers.internal import CatalogServicer, IdentityServicer
 from services.metadata.servicers.jobs import JobServicer, SubmitServicer
+from services.metadata.servicers.lexicons import LexiconServicer
 from services.metadata.servicers.resources import AudioServicer, TrustServicer, VoiceServicer
 from services.metadata.servicers.retention import RetentionServicer
 from services.metadata.servicers.webhooks import WebhookServicer
@@ -97,14 +99,17 @@ async def serve(settings: MetadataSettings, s3: S3Settings | None) -> None:
 
     work = WorkServicer(ledger.work, ledger.dispatcher, ledger.orders)
     submit = SubmitServicer(Submitter(store, max_attempts=settings.max_attempts, foretelling=ledger.planner))
+    lexicons = LexiconServicer(Lexicons(store))
     servicers: list[tuple[str, object]] = [
         ("voxfleet.internal.v1.IdentityService", IdentityServicer(identity)),
-        ("voxfleet.internal.v1.CatalogService", CatalogServicer(audios, voices, bundles)),
+        ("voxfleet.internal.v1.CatalogService", CatalogServicer(audios, voices, bundles, identity)),
         ("voxfleet.internal.v1.WorkService", work),
         ("voxfleet.v1.AudioService", AudioServicer(audios)),
         ("voxfleet.v1.VoiceService", VoiceServicer(voices)),
         ("voxfleet.v1.VoiceService", submit),
         ("voxfleet.v1.SynthesisService", submit),
+        ("voxfleet.v1.LexiconService", lexicons),
+        ("voxfleet.internal.v1.CatalogService", lexicons),
         ("voxfleet.v1.JobService", JobServicer(ledger.jobs)),
         ("voxfleet.v1.JobService", WebhookServicer(Webhooks(store, webhooks))),
         ("voxfleet.v1.FleetService", FleetServicer(Fleet(store), distributions.version("voxfleet"))),

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from voxfleet.cli.commands import audio, fleet, jobs, models, setup, speech, trust, voices, webhooks
+from voxfleet.cli.commands import audio, fleet, jobs, lexicons, models, setup, speech, trust, voices, webhooks
 
 app = typer.Typer(
     name="voxfleet",
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (audio, voices, speech, jobs, webhooks, models, fleet, trust, setup):
+for _module in (audio, voices, lexicons, speech, jobs, webhooks, models, fleet, trust, setup):
     _module.add(app)
 
 

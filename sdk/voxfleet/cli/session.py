@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from voxfleet.cli import codes, output, progress
+from voxfleet.cli.interrupts import interruptible
 from voxfleet.client.errors import JobFailed, VoxfleetError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Session:
         self.shared = shared
         self.as_json = shared.as_json
         self._client: Client | None = None
+        self._followed = ""
+        self._left = ""
 
     @property
     def client(self) -> Client:
@@ -145,7 +148,7 @@ class Session:
 
     def follow(self, job: job_pb2.Job, *, timeout_s: float | None = None) -> job_pb2.Job:
         """Waits for a job and shows how it goes; the job once it has succeeded."""
-        job_id = job.name.rpartition("/")[2]
+        self._followed = job.name.rpartition("/")[2]
         try:
             with progress.job_progress(sys.stderr, quiet=self.as_json) as tell:
                 return self.client.jobs.wait(job.name, timeout_s=timeout_s, on_message=tell)
@@ -153,9 +156,19 @@ class Session:
             if self.as_json:
                 output.print_json(output.to_json(failure.job))
             raise
-        except KeyboardInterrupt:
+        finally:
+            self._followed = ""
+
+    def stop(self) -> None:
+        """Makes a command that runs in another thread end: its calls are cut off."""
+        self._left = self._followed
+        if self._client is not None:
+            self._client.close()
+
+    def note_interrupt(self) -> None:
+        """Notes the job that was followed when the command was interrupted: it goes on."""
+        if job_id := self._left:
             self.remark(f"\nthe job goes on: `voxfleet job watch {job_id}` or `voxfleet job cancel {job_id}`")
-            raise
 
     def submitted(self, job: job_pb2.Job, *, follow: bool) -> None:
         """A job that was just made: its name, or all of it to its end."""
@@ -193,7 +206,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
         def run(**values: Any) -> None:
             options = Shared(**{field: values.pop(field) for field in _ANNOTATIONS})
             with Session(options) as session:
-                run_guarded(functools.partial(function, session, **values), as_json=options.as_json)
+                run_guarded(functools.partial(function, session, **values), session)
 
         run.__name__ = function.__name__
         run.__doc__ = function.__doc__
@@ -205,21 +218,22 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
     return add
 
 
-def run_guarded(function: Callable[[], None], *, as_json: bool) -> None:
+def run_guarded(function: Callable[[], None], session: Session) -> None:
     """Runs a command; an error is printed and becomes an exit code."""
     try:
-        function()
+        interruptible(function, session.stop)
     except VoxfleetError as error:
-        output.print_error(error, codes.hint(error), as_json=as_json)
+        output.print_error(error, codes.hint(error), as_json=session.as_json)
         raise typer.Exit(codes.exit_code(error)) from error
     except KeyboardInterrupt as error:
+        session.note_interrupt()
         raise typer.Exit(codes.INTERRUPTED) from error
     except BrokenPipeError as error:
         # The reader of our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(codes.FAILED) from error
     except OSError as error:
-        output.print_error(VoxfleetError(str(error), reason="LOCAL_FILE"), "", as_json=as_json)
+        output.print_error(VoxfleetError(str(error), reason="LOCAL_FILE"), "", as_json=session.as_json)
         raise typer.Exit(codes.FAILED) from error
 
 

@@ -31,6 +31,8 @@ SLOWEST_FIT = 0.5
 """A slot longer than the text at half speed is filled up with silence, not with slower speech."""
 MIN_SLOT_S, MAX_SLOT_S = 0.25, 300.0
 MAX_CFG_STRENGTH = 10.0
+MAX_SPOKEN_CHARACTERS = 4 * f5_text.MAX_CHARACTERS
+"""Of a text as it is spoken: numbers grow when they are put into words."""
 
 _FRAMES_PER_S = RATE_HZ / HOP
 _SHORT_TEXT_BYTES = 10
@@ -70,7 +72,7 @@ class SynthesisItem:
     """One text to speak.
 
     Args:
-        text: what to say, at most 5,000 characters.
+        text: what to say, as it is spoken; at most 20,000 characters.
         reference: in whose voice.
         steps: evaluations of the flow, 1 to 64; ``schedule.PRESETS`` names three.
         cfg_strength: how much to lean on the text and the clip, 0 to 10; 0 halves the cost.
@@ -172,7 +174,7 @@ def plan(item: SynthesisItem, vocabulary: Vocabulary, *, streaming: Streaming | 
             setting out of range, and for a slot the text does not fit in (``min_s``, ``max_s``).
     """
     _check_settings(item)
-    text = f5_text.checked(item.text)
+    text = f5_text.checked(item.text, max_characters=MAX_SPOKEN_CHARACTERS)
     reference = item.reference
     if reference.frames < 1 or not math.isfinite(reference.gain) or reference.gain <= 0:
         raise invalid(Reason.INVALID_ARGUMENT, f"reference {reference.id} holds no audio", field="reference")

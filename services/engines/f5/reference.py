@@ -17,6 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from services.common.errors import Reason, invalid
+from services.common.jobs.tasks import TimedWord
 from services.engines.f5 import text as f5_text
 
 RATE_HZ = 24_000
@@ -30,18 +31,12 @@ _BELOW_LOUDEST_DB = 40.0
 _TAIL_S = 0.05
 _CUT_FROM_S = 6.0
 _PAUSE_S = 0.1
+_BREATH_S = 0.1
 _CLAUSE = re.compile(r"(?<=[.!?…,;:])\s+|(?<=[。！？，；：、])")
 _WORD = re.compile(r"\s+")
+_ENDS_CLAUSE = re.compile(r"[.!?…,;:。！？，；：、][\"'”’»)\]」』）]*$")
 
 Samples = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class TimedWord:
-    """A word of the transcript and when it ends in the clip as it was given, in seconds."""
-
-    text: str
-    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,9 @@ def prepare(
         audio: [samples] or [channels, samples], full scale 1.0.
         rate_hz: its sample rate.
         transcript: what is said in it.
-        words: the transcript's words with their times, where known; a long clip is then cut between
-            two words exactly, and otherwise at the pause that fits a clause's end in the transcript.
+        words: the transcript's words with their times in the clip as it was given, where known; a long
+            clip is then cut between two words exactly, and otherwise at the pause that fits a clause's
+            end in the transcript.
         max_s: the longest clip that is kept whole.
 
     Raises:
@@ -94,18 +90,7 @@ def prepare(
             TEXT_TOO_LONG for the transcript.
     """
     transcript = f5_text.checked(transcript, field="reference_text")
-    mono = _mono(audio)
-    if mono.size == 0 or rate_hz <= 0:
-        raise invalid(Reason.AUDIO_EMPTY, "the reference clip has no samples", field="reference_audio")
-    if not np.isfinite(mono).all():
-        raise invalid(
-            Reason.INVALID_FORMAT, "the reference clip holds NaN or infinity", field="reference_audio"
-        )
-    if rate_hz != RATE_HZ:
-        mono = soxr.resample(mono, rate_hz, RATE_HZ, quality="HQ").astype(np.float32)
-    levels = _levels(mono)
-    start, end = _speech_span(levels)
-    _check_length((end - start) * _FRAME_S)
+    mono, levels, (start, end) = _sound(audio, rate_hz)
     cut = (end - start) * _FRAME_S > max_s
     if cut:
         first = start + round(min(_CUT_FROM_S, max_s / 2) / _FRAME_S)
@@ -120,6 +105,36 @@ def prepare(
     tail = np.zeros(round(_TAIL_S * RATE_HZ), dtype=np.float32)
     prepared = np.concatenate([speech * np.float32(gain), tail])
     return ReferenceClip(reference_id, prepared, f5_text.reference_text(transcript), gain, cut)
+
+
+def check_sound(audio: Samples, rate_hz: int) -> None:
+    """Whether there is enough sound in a clip for it to be a reference, whatever is said in it.
+
+    Args:
+        audio: [samples] or [channels, samples], full scale 1.0.
+        rate_hz: its sample rate.
+
+    Raises:
+        VoxfleetError: AUDIO_EMPTY, AUDIO_SILENT, AUDIO_TOO_SHORT, INVALID_FORMAT.
+    """
+    _sound(audio, rate_hz)
+
+
+def _sound(audio: Samples, rate_hz: int) -> tuple[Samples, NDArray[np.float64], tuple[int, int]]:
+    """(the clip at 24 kHz, the level of every 10 ms, the first and one past the last that is no silence)."""
+    mono = _mono(audio)
+    if mono.size == 0 or rate_hz <= 0:
+        raise invalid(Reason.AUDIO_EMPTY, "the reference clip has no samples", field="reference_audio")
+    if not np.isfinite(mono).all():
+        raise invalid(
+            Reason.INVALID_FORMAT, "the reference clip holds NaN or infinity", field="reference_audio"
+        )
+    if rate_hz != RATE_HZ:
+        mono = soxr.resample(mono, rate_hz, RATE_HZ, quality="HQ").astype(np.float32)
+    levels = _levels(mono)
+    start, end = _speech_span(levels)
+    _check_length((end - start) * _FRAME_S)
+    return mono, levels, (start, end)
 
 
 def _mono(audio: Samples) -> Samples:
@@ -190,7 +205,7 @@ def _cut(
     levels: NDArray[np.float64], window: _Window, transcript: str, words: Sequence[TimedWord] | None
 ) -> tuple[int, str]:
     """(one past the last frame kept, the transcript of what is kept)."""
-    found = _cut_by_pauses(levels, window, transcript) if words is None else _cut_by_words(words, window)
+    found = _cut_by_words(words, window, transcript) if words else _cut_by_pauses(levels, window, transcript)
     if found is None:
         duration_s = (window.end - window.start) * _FRAME_S
         max_s = (window.last - window.start) * _FRAME_S
@@ -205,14 +220,35 @@ def _cut(
     return found
 
 
-def _cut_by_words(words: Sequence[TimedWord], window: _Window) -> tuple[int, str] | None:
-    """After the last word that ends in time."""
-    ends = [round(word.end_s / _FRAME_S) for word in words]
-    kept = [index for index, frame in enumerate(ends) if window.first <= frame <= window.last]
-    if not kept:
+def _cut_by_words(words: Sequence[TimedWord], window: _Window, transcript: str) -> tuple[int, str] | None:
+    """After the last clause that ends in time, or else the last word."""
+    in_time = [
+        number for number, word in enumerate(words) if window.first <= _frame_at(word.end_s) <= window.last
+    ]
+    if not in_time:
         return None
-    text = " ".join(word.text.strip() for word in words[: kept[-1] + 1])
-    return ends[kept[-1]], text
+    clauses = [number for number in in_time if _ENDS_CLAUSE.search(words[number].text)]
+    last = (clauses or in_time)[-1]
+    end_s = words[last].end_s
+    if last + 1 < len(words):
+        # A breath of what follows keeps the last sound whole; half of the pause is never the next word.
+        end_s = min(end_s + _BREATH_S, (end_s + max(words[last + 1].start_s, end_s)) / 2)
+    return min(_frame_at(end_s), window.last), _up_to_word(transcript, words, last)
+
+
+def _frame_at(at_s: float) -> int:
+    return round(at_s / _FRAME_S)
+
+
+def _up_to_word(transcript: str, words: Sequence[TimedWord], last: int) -> str:
+    """The beginning of the transcript, through a word; spaced as it is there, if its words are there."""
+    end = 0
+    for word in words[: last + 1]:
+        at = transcript.find(word.text, end)
+        if at < 0:
+            return " ".join(each.text.strip() for each in words[: last + 1])
+        end = at + len(word.text)
+    return transcript[:end]
 
 
 def _cut_by_pauses(levels: NDArray[np.float64], window: _Window, transcript: str) -> tuple[int, str] | None:

@@ -8,10 +8,10 @@ from typing import TypeVar
 import grpc
 
 from services.common.jobs.grpc_ledger import blob_from_proto
-from services.common.jobs.tasks import F5Voice
+from services.common.jobs.tasks import F5Voice, Pronunciation, TimedWord
 from services.common.rpc import status
 from services.engines.bundles.manifest import Manifest
-from services.inference.ports import ResolvedVoice, Usage
+from services.inference.ports import ResolvedAudio, ResolvedVoice, Usage
 from voxfleet.internal.v1 import catalog_pb2, catalog_pb2_grpc
 
 T = TypeVar("T")
@@ -36,8 +36,39 @@ class GrpcCatalog:
                 reference=blob_from_proto(found.reference),
                 reference_text=found.reference_text,
                 languages=tuple(found.voice.languages),
+                reference_words=tuple(
+                    TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s)
+                    for word in found.reference_words
+                ),
             )
-        return ResolvedVoice(found.voice.name, found.voice.engine, f5)
+        return ResolvedVoice(found.voice.name, found.voice.engine, f5, tuple(found.allowed_licences))
+
+    async def pronunciations(
+        self, team: str, lexicons: Sequence[str], text: str
+    ) -> tuple[Pronunciation, ...]:
+        """See :class:`services.inference.ports.Catalog`."""
+        request = catalog_pb2.ResolvePronunciationsRequest(
+            parent=f"teams/{team}", lexicons=lexicons, text=text
+        )
+        found = await _answer(self._stub.ResolvePronunciations(request, timeout=_TIMEOUT_S))
+        return tuple(
+            Pronunciation(grapheme=entry.grapheme, alias=entry.alias) for entry in found.pronunciations
+        )
+
+    async def resolve_audio(self, name: str) -> ResolvedAudio:
+        """See :class:`services.inference.ports.Catalog`."""
+        request = catalog_pb2.ResolveAudioRequest(name=name)
+        found = await _answer(self._stub.ResolveAudio(request, timeout=_TIMEOUT_S))
+        how = found.audio.provenance
+        return ResolvedAudio(
+            blob_from_proto(found.blob), found.audio.measures.duration_s, how.generated, how.job
+        )
+
+    async def allowed_licences(self, team: str) -> tuple[str, ...]:
+        """See :class:`services.inference.ports.Catalog`."""
+        request = catalog_pb2.ResolveTeamRequest(name=f"teams/{team.removeprefix('teams/')}")
+        found = await _answer(self._stub.ResolveTeam(request, timeout=_TIMEOUT_S))
+        return tuple(found.allowed_licences)
 
     async def stored_bundles(self) -> Sequence[Manifest]:
         """See :class:`services.inference.ports.Catalog`."""

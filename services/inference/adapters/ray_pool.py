@@ -26,14 +26,17 @@ from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
 from services.common.rayrt.nodes import node_facts, node_names, not_on
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
+from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.running import Body, Calls
+from services.inference.engine.vitals import own_vitals
+from services.inference.health import Vitals
 from services.inference.model import Role
 
 log = logging.getLogger(__name__)
 
 _THREADS = 64
-_NODES_S = 10.0
 """Of one actor, for calls; how many really run at once is the pool's business."""
+_NODES_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +67,36 @@ class ActorSettings:
     log_level: str = "INFO"
     log_json: bool = False
     otlp_endpoint: str = ""
+    marking: Marking = UNMARKED
+
+
+BuildBody = Callable[[EngineSpec, ActorPlan, ActorSettings], Body]
 
 
 class EngineActor:
     """The process of a replica."""
 
-    def __init__(self, spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> None:
+    def __init__(self, spec: EngineSpec, plan: ActorPlan, settings: ActorSettings, build: BuildBody) -> None:
         telemetry.configure_logging(f"{spec.role}-actor", settings.log_level, as_json=settings.log_json)
         telemetry.configure_tracing(f"{spec.role}-actor", settings.otlp_endpoint)
         self._spec = spec
         self._plan = plan
         self._settings = settings
+        self._build = build
         self._calls: Calls | None = None
 
     def ready(self) -> EngineFacts:
         """Loads the weights: here and not on construction, so that Ray passes our own errors on."""
-        body = _build(self._spec, self._plan, self._settings)
+        body = self._build(self._spec, self._plan, self._settings)
         failed = Reason.SYNTHESIS_FAILED if self._spec.role is Role.F5 else Reason.CONVERSION_FAILED
         self._calls = Calls(body, failed)
         # Ray's id of it; what the ledger calls it is known to the driver.
         return replace(body.facts, node=ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="control")
-    def check(self) -> bool:
+    def check(self) -> Vitals:
         """Answers, if it can."""
-        return True
+        return own_vitals()
 
     @ray.method(concurrency_group="control")
     def stop(self, call: str) -> None:
@@ -102,7 +110,7 @@ class EngineActor:
         yield from self._calls.run(call, request, traceparent)
 
 
-def _build(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
+def build_body(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
     """Imports the engine, which takes seconds and hundreds of megabytes: in an actor only."""
     from services.engines.device import limit_threads
 
@@ -111,11 +119,11 @@ def _build(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
     if spec.role is Role.F5:
         from services.inference.engine.speech import SpeechBody, SpeechLimits
 
-        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots))
+        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots), settings.marking)
     from services.inference.engine.conversion import ConversionBody, ConversionLimits
 
     limits = ConversionLimits(plan.slots, plan.voices, threads=plan.threads)
-    return ConversionBody(spec, store, cache_dir, limits)
+    return ConversionBody(spec, store, cache_dir, limits, settings.marking)
 
 
 class RayExecutor:
@@ -124,11 +132,15 @@ class RayExecutor:
     Args:
         plans: by role.
         settings: for the actors.
+        build: makes the engine, in its actor.
     """
 
-    def __init__(self, plans: dict[Role, ActorPlan], settings: ActorSettings) -> None:
+    def __init__(
+        self, plans: dict[Role, ActorPlan], settings: ActorSettings, build: BuildBody = build_body
+    ) -> None:
         self._plans = plans
         self._settings = settings
+        self._build = build
         self._actor = cast("Any", ray.remote)(concurrency_groups={"control": 2})(EngineActor)
         self._names: dict[str, str] = {}
 
@@ -152,7 +164,7 @@ class RayExecutor:
                     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
                 }
             },
-        ).remote(spec, plan, self._settings)
+        ).remote(spec, plan, self._settings, self._build)
         return RayEngine(handle, self._name_of)
 
     async def nodes(self) -> tuple[NodeFacts, ...]:
@@ -192,9 +204,9 @@ class RayEngine:
         facts = cast("EngineFacts", await _answer(self._handle.ready.remote()))
         return replace(facts, node=await self._name_of(facts.node))
 
-    async def check(self) -> None:
+    async def check(self) -> Vitals:
         """See :class:`services.inference.ports.Engine`."""
-        await _answer(self._handle.check.remote())
+        return cast("Vitals", await _answer(self._handle.check.remote()))
 
     def call(self, request: Request) -> RayCall:
         """See :class:`services.inference.ports.Engine`."""

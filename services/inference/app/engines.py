@@ -8,6 +8,18 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class QualityParameters(BaseModel):
+    """What is good enough; zero is not judged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_word_error_rate: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of words that a recogniser may hear wrongly"
+    )
+    min_similarity: float = Field(0.0, ge=0.0, le=1.0, description="likeness of the voice to its reference")
+    tries: int = Field(3, ge=1, le=5, description="how often it is spoken at most")
+
+
 class F5Parameters(BaseModel):
     """How F5 speaks."""
 
@@ -20,6 +32,19 @@ class F5Parameters(BaseModel):
     cfg_strength: float = Field(2.0, ge=0.0, le=5.0, description="how much to lean on the text and the clip")
     duration_s: float = Field(0.0, ge=0.0, le=300.0, description="exactly this long; 0 for natural")
     language: str = Field("", description="BCP-47; the voice's first language where empty")
+    style: str = Field("", max_length=64, description="of the reference clip; the default one where empty")
+    pitch_shift: float = Field(0.0, ge=-12.0, le=12.0, description="semitones, without a change of pace")
+    loudness_lufs: float | None = Field(
+        None, ge=-40.0, le=-5.0, description="integrated loudness; as loud as the reference where unset"
+    )
+    lexicons: tuple[str, ...] = Field(
+        (), max_length=8, description="by name; the first that has a word says how it is spoken"
+    )
+    verbatim: bool = Field(False, description="speaks the text as it is written")
+    word_timestamps: bool = Field(False, description="says when each word is spoken")
+    quality: QualityParameters | None = Field(
+        None, description="speaks again, with another seed, what does not come out well"
+    )
 
 
 class RvcParameters(BaseModel):
@@ -55,7 +80,10 @@ class EngineDescription:
 
 ENGINES: tuple[EngineDescription, ...] = (
     EngineDescription(
-        "f5", ("synthesize",), "F5-TTS: speaks text in the voice of a short reference clip.", F5Parameters
+        "f5",
+        ("synthesize", "convert"),
+        "F5-TTS: speaks text, or a recording again, in the voice of a short reference clip.",
+        F5Parameters,
     ),
     EngineDescription(
         "rvc",

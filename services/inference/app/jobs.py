@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from services.common.errors import Kind, Reason, VoxfleetError, internal, not_built
+from services.common.errors import Kind, Reason, VoxfleetError, internal
 from services.common.jobs.model import (
     AttemptStopped,
     AudioOutput,
@@ -28,16 +28,19 @@ from services.common.jobs.tasks import (
     ConvertTask,
     PullBundleTask,
     RespeakTask,
+    SourceAudio,
     SpeakTask,
     TrainTask,
 )
 from services.common.jobs.worker import Attempt
+from services.common.licences import check_licence
 from services.inference import metrics
 from services.inference.app.bundles import Bundles
 from services.inference.app.languages import check_language
+from services.inference.app.licences import TeamLicences
 from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
-from services.inference.calls import Advance, Convert, EngineFacts, Made, Request, Speak
+from services.inference.calls import Advance, Convert, EngineFacts, Made, Request, Respeak, Speak
 from services.inference.model import Rank
 
 T = TypeVar("T")
@@ -46,6 +49,7 @@ T = TypeVar("T")
 _SPANS = {
     "fetch": (0.0, 5.0),
     "load": (5.0, 10.0),
+    "listen": (5.0, 10.0),
     "convert": (10.0, 85.0),
     "speak": (10.0, 85.0),
     "encode": (85.0, 95.0),
@@ -63,12 +67,14 @@ class Jobs:
         f5: the pool that speaks.
         rvc: the pool that converts.
         bundles: for pulls.
+        licences: which weights a team may use.
     """
 
-    def __init__(self, f5: Pool, rvc: Pool, bundles: Bundles) -> None:
+    def __init__(self, f5: Pool, rvc: Pool, bundles: Bundles, licences: TeamLicences) -> None:
         self._f5 = f5
         self._rvc = rvc
         self._bundles = bundles
+        self._licences = licences
         self._running: Counter[str] = Counter()
         self._drained: frozenset[str] = frozenset()
         self.nodes: tuple[NodeFacts, ...] = ()
@@ -83,6 +89,7 @@ class Jobs:
         """What could be taken now."""
         places = {
             "f5.item": self._f5.places() * _AHEAD,
+            "f5.convert": self._f5.places(),
             "rvc.convert": self._rvc.places(),
             "bundle.pull": _PULLS_AT_ONCE,
         }
@@ -114,7 +121,7 @@ class Jobs:
                     case PullBundleTask():
                         return await _until_stopped(attempt, self._pull(attempt, task))
                     case RespeakTask():
-                        raise not_built("converting with engine f5")
+                        return await _until_stopped(attempt, self._respeak(attempt, task))
                     case TrainTask() | BatchTask():
                         raise internal(f"a job of kind {task.kind} was leased to the inference service")
         except GpusLentError:
@@ -124,8 +131,10 @@ class Jobs:
         if not task.parameters.seed:
             seeded = task.parameters.model_copy(update={"seed": new_seed()})
             task = task.model_copy(update={"parameters": seeded})
+        allowed = await self._licences.allowed(task.team)
 
         def speak(facts: EngineFacts) -> Request:
+            check_licence(allowed, facts.weights.licence, facts.weights.name)
             check_language(task.parameters.language, task.voice.languages, facts)
             return Speak(attempt.lease.job, task)
 
@@ -135,8 +144,22 @@ class Jobs:
     async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
         request = Convert(attempt.lease.job, task, attempt.lease.batch_scale)
         made = await self._made(self._rvc, lambda _: request, Rank.CONVERSION, attempt)
-        name = task.audio.display_name or task.audio.name.rpartition("/")[2]
-        return _succeeded(made, "rvc", task.voice.name, name, task.audio.name)
+        return _succeeded(made, "rvc", task.voice.name, _name_of(task.audio), task.audio.name)
+
+    async def _respeak(self, attempt: Attempt, task: RespeakTask) -> Succeeded:
+        if not task.parameters.seed:
+            seeded = task.parameters.model_copy(update={"seed": new_seed()})
+            task = task.model_copy(update={"parameters": seeded})
+        allowed = await self._licences.allowed(task.team)
+
+        def respeak(facts: EngineFacts) -> Request:
+            check_licence(allowed, facts.weights.licence, facts.weights.name)
+            # What is said there is judged once it has been heard; what was announced, at once.
+            check_language(task.parameters.language, (), facts)
+            return Respeak(attempt.lease.job, task)
+
+        made = await self._made(self._f5, respeak, Rank.CONVERSION, attempt)
+        return _succeeded(made, "f5", task.voice.name, _name_of(task.audio), task.audio.name)
 
     async def _made(
         self, pool: Pool, make: Callable[[EngineFacts], Request], rank: Rank, attempt: Attempt
@@ -165,7 +188,7 @@ class Jobs:
 
     @contextmanager
     def _counted(self, kind: str) -> Any:
-        engine = {"f5.item": "f5", "rvc.convert": "rvc"}.get(kind, "none")
+        engine = {"f5.item": "f5", "f5.convert": "f5", "rvc.convert": "rvc"}.get(kind, "none")
         self._running[kind] += 1
         try:
             yield
@@ -178,6 +201,10 @@ class Jobs:
             metrics.CALLS.labels(engine, kind, "ok").inc()
         finally:
             self._running[kind] -= 1
+
+
+def _name_of(audio: SourceAudio) -> str:
+    return audio.display_name or audio.name.rpartition("/")[2]
 
 
 def new_seed() -> int:
@@ -236,6 +263,9 @@ def _succeeded(made: Made, engine: str, voice: str, display_name: str, source: s
         seed=made.seed,
         voice=voice,
         source_audio=source,
+        watermarked=made.watermarked,
+        words=made.words,
+        quality=made.quality,
     )
     return Succeeded(
         audios=(audio,),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass, field
 
-from services.common.errors import VoxfleetError
-from services.inference.calls import EngineFacts, Event
+from services.common.errors import Reason, VoxfleetError
+from services.inference.calls import EngineFacts, Event, Request
+from services.inference.health import Condition, Vitals
 from services.inference.model import Rank, Replica, ReplicaState
 from services.inference.ports import Call, Engine
 
@@ -18,28 +19,68 @@ class GpusLentError(Exception):
 
 @dataclass(eq=False)
 class Member:
-    """A replica that is kept: what is seen of it, and the process itself."""
+    """A replica that is kept: what is seen of it, and the process itself.
+
+    Args:
+        number: counts up.
+        generation: of the weights that it holds.
+        engine: the process.
+        since_s: when it came to be in its state, or when its last call ended.
+        state: what it is doing.
+        avoids: the nodes that it was not to be started on.
+        facts: once it is ready.
+        busy: slots that are taken.
+        begun: calls that it was ever given.
+        calls: those that run.
+        leaving: why it drains.
+        checked_s: when it last was asked whether it is there.
+        probe_due_s: when it is to be given work, if it has none.
+        is_probed: whether such work runs.
+        vitals: what it last said of itself; None before.
+        when_ready: what it said first.
+        missed, probes_failed, overdue, out_of_memory, over_memory: see ``health.Condition``.
+        tasks: what is done for it beside its calls.
+    """
 
     number: int
     generation: int
     engine: Engine
     since_s: float
-    checked_s: float
     state: ReplicaState = ReplicaState.STARTING
     avoids: frozenset[str] = frozenset()
     facts: EngineFacts | None = None
     busy: int = 0
+    begun: int = 0
+    calls: set[Running] = field(default_factory=set)
+    leaving: str = ""
+    checked_s: float = float("-inf")
+    probe_due_s: float = float("inf")
+    is_probed: bool = False
+    vitals: Vitals | None = None
+    when_ready: Vitals | None = None
     missed: int = 0
+    probes_failed: int = 0
+    overdue: bool = False
+    out_of_memory: int = 0
+    over_memory: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def seen(self) -> Replica:
         """What is seen of it."""
         slots, node = (self.facts.slots, self.facts.node) if self.facts is not None else (0, "")
+        condition = Condition(
+            *(self.missed, self.probes_failed, self.overdue, self.out_of_memory, self.over_memory)
+        )
         return Replica(
-            *(self.number, self.generation, self.state, slots, self.busy, self.since_s, self.missed),
+            *(self.number, self.generation, self.state, slots, self.busy, self.since_s, condition),
             node=node,
             avoids=self.avoids,
         )
+
+    def proved(self, next_probe_s: float) -> None:
+        """Notes that it has just worked well; a probe is not needed before ``next_probe_s``."""
+        self.probes_failed = 0
+        self.probe_due_s = next_probe_s
 
 
 @dataclass(eq=False)
@@ -57,22 +98,62 @@ class Running:
     """A call in its slot.
 
     Args:
+        call: what runs.
         facts: of the replica that runs it.
         waited_s: for the slot.
+        request: what is asked for.
+        beside: calls on the replica, this one included.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, call: Call, facts: EngineFacts, waited_s: float) -> None:
+    def __init__(
+        self,
+        call: Call,
+        facts: EngineFacts,
+        waited_s: float,
+        *,
+        request: Request,
+        beside: int,
+        clock: Callable[[], float],
+    ) -> None:
         self._call = call
         self.facts = facts
         self.waited_s = waited_s
+        self.kind = type(request).__name__
+        self.size = request.size
+        self.beside = beside
+        self._clock = clock
+        self.work_s = 0.0
+        self.heard_s = clock()
+        self._since_s: float | None = None
         self.ended = False
+        self.error: VoxfleetError | None = None
+
+    @property
+    def lacked_memory(self) -> bool:
+        """Whether it failed because the GPU's memory was full."""
+        return self.error is not None and self.error.reason is Reason.GPU_OUT_OF_MEMORY
+
+    def silent_s(self, now_s: float) -> float:
+        """How long the engine has been waited for: nothing while it is the caller who does not read on."""
+        return now_s - self._since_s if self._since_s is not None else 0.0
 
     async def events(self) -> AsyncGenerator[Event]:
         """What the engine sends; see :meth:`ports.Call.events`."""
+        events = aiter(self._call.events())
         try:
-            async for event in self._call.events():
+            while True:
+                self._since_s = self._clock()
+                try:
+                    event = await anext(events, None)
+                finally:
+                    self.heard_s = self._clock()
+                    self.work_s += self.silent_s(self.heard_s)
+                    self._since_s = None
+                if event is None:
+                    break
                 yield event
-        except VoxfleetError:
-            self.ended = True
+        except VoxfleetError as error:
+            self.ended, self.error = True, error
             raise
         self.ended = True

@@ -1,4 +1,4 @@
-"""One pool: replicas kept as ``model`` decides, slots given out, calls ended for certain.
+"""One pool: slots given out, calls ended for certain, replicas watched and kept as ``model`` decides.
 
 Everything runs on one event loop. :meth:`Pool.step` carries out what ``model`` decides at once; what
 takes time (loading, health checks, a call that is asked to stop) runs in tasks that call it again.
@@ -10,34 +10,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection
 
-from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, internal, unavailable
+from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, unavailable
 from services.common.jobs.model import PoolState
 from services.inference import metrics
 from services.inference.app.members import GpusLentError, Member, Running, Ticket
+from services.inference.app.replicas import Replicas
+from services.inference.app.watching import Paces, Watch
 from services.inference.calls import EngineFacts, EngineSpec, Request
-from services.inference.model import (
-    Drain,
-    PoolPlan,
-    Rank,
-    Replica,
-    ReplicaState,
-    Start,
-    Stop,
-    assign,
-    back_off_s,
-    expected_wait_s,
-    places,
-    reconcile,
-)
+from services.inference.model import PoolPlan, Rank, Replica
 from services.inference.ports import Call, Executor
+from services.inference.slots import assign, expected_wait_s, places
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _SMOOTHING = 0.2
+_DIED = "died"
 _OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
 
 
@@ -48,8 +38,6 @@ class Pool:
         plan: how it is run.
         executor: where replicas run.
         clock: seconds, monotonic.
-        health_s: between two health checks of a replica.
-        health_limit_s: how long an answer may take.
         stop_grace_s: how long a call may take to end when it is asked to; then its replica is replaced.
     """
 
@@ -59,29 +47,26 @@ class Pool:
         executor: Executor,
         *,
         clock: Callable[[], float] = time.monotonic,
-        health_s: float = 5.0,
-        health_limit_s: float = 10.0,
         stop_grace_s: float = 10.0,
     ) -> None:
         self.plan = plan
-        self._executor = executor
         self._clock = clock
-        self._health_s = health_s
-        self._health_limit_s = health_limit_s
         self._stop_grace_s = stop_grace_s
-        self._spec: EngineSpec | None = None
-        self._generation = 0
-        self._members: dict[int, Member] = {}
+        self._replicas = Replicas(plan.role, executor, clock=clock, changed=self.step)
+        self._paces = Paces()
+        self._watch = Watch(
+            plan.role,
+            self._paces,
+            clock=clock,
+            stop_grace_s=stop_grace_s,
+            lost=self._lost,
+            changed=self.step,
+        )
         self._tickets: list[Ticket] = []
-        self._started = 0
         self._asked = 0
-        self._failures = 0
-        self._start_from_s = 0.0
-        self._broken: VoxfleetError | None = None
         self._call_s = 1.0
         self._granted: float | None = None
         self._drained: frozenset[str] = frozenset()
-        self._newest: EngineFacts | None = None
         self._streams = 0
         self._begun = 0
         self._begun_s: float | None = None
@@ -93,18 +78,17 @@ class Pool:
     @property
     def replicas(self) -> tuple[Replica, ...]:
         """The replicas there are."""
-        return tuple(member.seen() for member in self._members.values())
+        return self._replicas.seen
 
     @property
     def facts(self) -> EngineFacts | None:
         """Of the newest ready replica; None while there is none."""
-        ready = [member for member in self._members.values() if member.state is ReplicaState.READY]
-        return max(ready, key=lambda member: member.number).facts if ready else None
+        return self._replicas.facts
 
     @property
     def last_facts(self) -> EngineFacts | None:
         """Of the newest replica that ever was ready: what its weights are holds while its GPUs are lent."""
-        return self._newest
+        return self._replicas.last_facts
 
     @property
     def allowed(self) -> PoolPlan:
@@ -119,7 +103,7 @@ class Pool:
         held = [replica for replica in self.replicas if replica.node not in self._drained]
         interactive = [ticket for ticket in self._tickets if ticket.rank is Rank.INTERACTIVE]
         streams = [ticket for ticket in interactive if not ticket.given.done()]
-        newest = self._newest
+        newest = self.last_facts
         return PoolState(
             name=self.plan.role.value,
             gpus_each=each,
@@ -142,11 +126,11 @@ class Pool:
     @property
     def broken(self) -> VoxfleetError | None:
         """Why the last replica could not be started; None where it could."""
-        return self._broken
+        return self._replicas.broken
 
     def places(self) -> int:
         """How many leased jobs it can hold, running ones included; see ``model.places``."""
-        if self._spec is None or self._broken is not None:
+        if not self.has_weights or (self.broken is not None and self.facts is None):
             return 0
         return places(self.allowed, self.replicas)
 
@@ -158,11 +142,8 @@ class Pool:
 
     def use(self, spec: EngineSpec) -> None:
         """Says what replicas are to hold; those that hold something else are replaced."""
-        if spec != self._spec:
-            self._spec = spec
-            self._generation += 1
-            self._broken, self._failures, self._start_from_s = None, 0, 0.0
-            self._newest = None
+        if self._replicas.use(spec):
+            self._paces.forget()
             self.step()
 
     def obey(self, drained: frozenset[str], granted_gpus: float | None) -> None:
@@ -186,147 +167,76 @@ class Pool:
 
     def refuse(self, error: VoxfleetError) -> None:
         """Says that there are no weights to hold: streamed requests are told so, replicas go on."""
-        if self._spec is None:
-            self._broken = error
+        if not self.has_weights:
+            self._replicas.refuse(error)
             self.step()
 
     @property
     def has_weights(self) -> bool:
         """Whether it was said what replicas are to hold."""
-        return self._spec is not None
+        return self._replicas.has_weights
 
     async def run(self) -> None:
         """Keeps the replicas until cancelled; then ends them all."""
         try:
             while True:
+                self.watch()
                 self.step()
-                self._check_all()
                 await asyncio.sleep(_TICK_S)
         finally:
             self.close()
 
     def close(self) -> None:
         """Ends every replica."""
-        for member in list(self._members.values()):
-            self._drop(member, "closed")
+        for member in self._replicas:
+            self._replicas.drop(member, "closed")
+
+    def watch(self) -> None:
+        """Begins the looks at replicas that are due."""
+        self._watch.look(self.plan.health, self._replicas)
 
     def step(self) -> None:
-        """Starts, drains and stops replicas, and gives slots to those who wait."""
-        if self._spec is not None:
-            self._reconcile(self._spec)
-        tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
-        waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
-        avoid = {ticket.number: ticket.avoid for ticket in tickets.values() if ticket.avoid}
-        for number, replica in assign(self.plan, waiting, self.replicas, avoid).items():
-            member = self._members[replica]
-            member.busy += 1
-            self._begun, self._begun_s = self._begun + 1, self._clock()
-            tickets[number].given.set_result(member)
+        """Gives slots to those who wait; starts, drains and stops replicas."""
+        self._give_slots()
+        waiting = [ticket for ticket in self._tickets if not ticket.given.done()]
+        now_s = self._clock()
+        self._replicas.reconcile(
+            self.allowed,
+            self._drained,
+            waiting=len(waiting),
+            waited_s=max((now_s - ticket.since_s for ticket in waiting), default=0.0),
+        )
         self._measure()
         for listener in self._listeners:
             listener()
 
-    def _reconcile(self, spec: EngineSpec) -> None:
-        now_s = self._clock()
-        waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
-        actions = reconcile(
-            self.allowed,
-            self._generation,
-            self.replicas,
-            waiting=waiting,
-            now_s=now_s,
-            start_from_s=self._start_from_s,
-            drained=self._drained,
-        )
-        for action in actions:
-            match action:
-                case Start():
-                    self._start(spec)
-                case Drain(number, reason):
-                    member = self._members[number]
-                    log.info("%s replica %d drains: %s", self.plan.role, number, reason)
-                    member.state, member.since_s = ReplicaState.DRAINING, now_s
-                    if member.busy == 0:
-                        self._drop(member, reason)
-                case Stop(number, reason):
-                    self._drop(self._members[number], reason)
+    def _give_slots(self) -> None:
+        tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
+        waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
+        avoid = {ticket.number: ticket.avoid for ticket in tickets.values() if ticket.avoid}
+        for number, replica in assign(self.plan, waiting, self.replicas, avoid).items():
+            member = self._replicas[replica]
+            member.busy += 1
+            member.begun += 1
+            self._begun, self._begun_s = self._begun + 1, self._clock()
+            tickets[number].given.set_result(member)
 
-    def _start(self, spec: EngineSpec) -> None:
-        self._started += 1
-        now_s = self._clock()
-        log.info("%s replica %d starts", self.plan.role, self._started)
-        engine = self._executor.start(spec, self._drained)
-        member = Member(self._started, self._generation, engine, now_s, now_s, avoids=self._drained)
-        self._members[member.number] = member
-        self._spawn(self._bring_up(member), member.tasks)
-
-    async def _bring_up(self, member: Member) -> None:
-        try:
-            facts = await member.engine.ready()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on without this replica
-            known = (
-                error if isinstance(error, VoxfleetError) else internal(f"{type(error).__name__}: {error}")
-            )
-            self._failures += 1
-            self._start_from_s = self._clock() + back_off_s(self._failures)
-            self._broken = known
-            log.warning("%s replica %d does not start: %s", self.plan.role, member.number, known.message)
-            self._drop(member, "start failed")
-        else:
-            self._failures, self._broken = 0, None
-            member.facts, member.state, member.since_s = facts, ReplicaState.READY, self._clock()
-            self._newest = facts
-            log.info(
-                "%s replica %d is ready on %s, pid %d (%s): %s, %d slots",
-                *(self.plan.role, member.number, facts.node, facts.pid, facts.device),
-                *(facts.weights.label, facts.slots),
-            )
-        self.step()
-
-    def _check_all(self) -> None:
-        now_s = self._clock()
-        for member in self._members.values():
-            if member.state is not ReplicaState.STARTING and now_s - member.checked_s >= self._health_s:
-                member.checked_s = now_s + self._health_limit_s
-                self._spawn(self._check(member), member.tasks)
-
-    async def _check(self, member: Member) -> None:
-        try:
-            await asyncio.wait_for(member.engine.check(), self._health_limit_s)
-            member.missed = 0
-        except TimeoutError:
-            member.missed += 1
-            log.warning("%s replica %d misses a health check", self.plan.role, member.number)
-        except VoxfleetError as error:
-            log.warning("%s replica %d is lost: %s", self.plan.role, member.number, error.message)
-            self._drop(member, "died")
-        member.checked_s = self._clock()
-        self.step()
-
-    def _drop(self, member: Member, reason: str) -> None:
-        if self._members.pop(member.number, None) is None:
-            return
-        log.info("%s replica %d ends: %s", self.plan.role, member.number, reason)
-        metrics.ENDED.labels(self.plan.role, reason).inc()
-        member.engine.end()
-        current = asyncio.current_task()
-        for task in member.tasks:
-            if task is not current:
-                task.cancel()
+    def _lost(self, member: Member) -> None:
+        self._replicas.drop(member, _DIED)
 
     # ---- calls
 
     @contextlib.asynccontextmanager
     async def call(
-        self, make: Callable[[EngineFacts], Request | None], rank: Rank, *, avoid: Collection[str] = ()
-    ) -> AsyncIterator[Running | None]:
+        self, make: Callable[[EngineFacts], Request], rank: Rank, *, avoid: Collection[str] = ()
+    ) -> AsyncIterator[Running]:
         """A slot, with a call in it, for as long as the context lasts.
 
         A context that is left before its call has ended asks the call to stop; the slot is given on
         when it has, or with the replica's successor where it does not stop in time.
 
         Args:
-            make: makes the request once there is a slot; None for nothing to do after all.
+            make: makes the request once there is a slot.
             rank: who goes first.
             avoid: nodes to be passed over where another has room.
 
@@ -345,29 +255,42 @@ class Pool:
             waited_s = call_s - began_s
             metrics.WAIT_SECONDS.labels(self.plan.role, rank.name.lower()).observe(waited_s)
             request = make(member.facts)
-            if request is None:
-                yield None
-                return
             call = member.engine.call(request)
-            running = Running(call, member.facts, waited_s)
+            running = Running(
+                call, member.facts, waited_s, request=request, beside=member.busy, clock=self._clock
+            )
+            member.calls.add(running)
             try:
                 yield running
             except VoxfleetError as error:
                 if error.failure in _OF_A_NODE:
                     error.metadata.setdefault("node", member.facts.node)
                 if error.reason is Reason.WORKER_LOST:
-                    self._drop(member, "died")
+                    self._lost(member)
                 raise
             finally:
+                member.calls.discard(running)
                 if running.ended:
                     self._call_s += _SMOOTHING * (self._clock() - call_s - self._call_s)
+                    self._learn(member, running)
                 else:
                     held = False
-                    self._spawn(self._finish(member, call), self._tasks)
+                    task = asyncio.create_task(self._finish(member, call))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
         finally:
             self._streams -= streams
             if held:
                 self._release(member)
+
+    def _learn(self, member: Member, running: Running) -> None:
+        """What a call that has ended says of its replica."""
+        if running.lacked_memory:
+            member.out_of_memory += 1
+        elif running.error is None:
+            member.out_of_memory = 0
+            member.proved(self._clock() + self.plan.health.probe_s)
+            self._paces.note(running, member.busy)
 
     async def _acquire(self, rank: Rank, avoid: Collection[str]) -> Member:
         self._asked += 1
@@ -379,18 +302,20 @@ class Pool:
             self.step()
             if rank is not Rank.INTERACTIVE:
                 return await ticket.given
-            if not self.has_weights and self._broken is not None:
+            if not self.has_weights and self.broken is not None:
                 raise self._full(ahead)
             if not ticket.given.done() and ahead >= self.plan.queue_limit:
                 raise self._full(ahead)
-            return await asyncio.wait_for(ticket.given, self.plan.queue_wait_s)
+            async with asyncio.timeout(self.plan.queue_wait_s):
+                return await ticket.given
         except TimeoutError:
-            raise self._full(ahead) from None
+            if not _has_slot(ticket):
+                raise self._full(ahead) from None
+            return ticket.given.result()
         except BaseException:
             # Given and cancelled at once: the slot must not be lost.
-            given = ticket.given
-            if given.done() and not given.cancelled() and given.exception() is None:
-                self._release(given.result())
+            if _has_slot(ticket):
+                self._release(ticket.given.result())
             raise
         finally:
             ticket.given.cancel()
@@ -398,10 +323,11 @@ class Pool:
             self._measure()
 
     def _full(self, ahead: int) -> VoxfleetError:
-        if self._broken is not None and self.facts is None:
+        broken = self.broken
+        if broken is not None and self.facts is None:
             return unavailable(
                 Reason.SERVICE_UNAVAILABLE,
-                f"no {self.plan.role} engine runs: {self._broken.message}",
+                f"no {self.plan.role} engine runs: {broken.message}",
                 retry_after_s=10.0,
                 engine=self.plan.role,
             )
@@ -426,7 +352,7 @@ class Pool:
                 await call.ended()
         except TimeoutError:
             log.warning("%s replica %d does not stop its call", self.plan.role, member.number)
-            self._drop(member, "did not stop")
+            self._replicas.drop(member, "did not stop")
         except VoxfleetError as error:
             log.info("%s replica %d: a stopped call: %s", self.plan.role, member.number, error.message)
         finally:
@@ -437,20 +363,11 @@ class Pool:
         member.since_s = self._clock()
         self.step()
 
-    # ---- small things
-
-    def _spawn(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(work)
-        group.add(task)
-        task.add_done_callback(group.discard)
-
     def _measure(self) -> None:
-        role = self.plan.role
-        seen = self.replicas
-        for state in ReplicaState:
-            metrics.REPLICAS.labels(role, state).set(sum(1 for replica in seen if replica.state is state))
-        ready = [replica for replica in seen if replica.state is ReplicaState.READY]
-        used = sum(replica.busy for replica in seen)
-        metrics.SLOTS.labels(role, "used").set(used)
-        metrics.SLOTS.labels(role, "free").set(sum(replica.slots - replica.busy for replica in ready))
-        metrics.WAITING.labels(role).set(sum(1 for ticket in self._tickets if not ticket.given.done()))
+        waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
+        metrics.show_pool(self.plan.role, self.replicas, waiting)
+
+
+def _has_slot(ticket: Ticket) -> bool:
+    given = ticket.given
+    return given.done() and not given.cancelled() and given.exception() is None

@@ -6,18 +6,19 @@ import asyncio
 import logging
 import time
 import unicodedata
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.common import telemetry
 from services.common.errors import Reason, VoxfleetError, internal, invalid, not_built
-from services.common.jobs.tasks import F5Voice, SpeakingParameters
+from services.common.jobs.tasks import F5Voice, Pronunciation, SpeakingParameters
+from services.common.licences import check_licence
 from services.inference import metrics
 from services.inference.app.jobs import new_seed
 from services.inference.app.languages import check_language
 from services.inference.app.pool import Pool
-from services.inference.calls import EngineFacts, Opened, Pcm, Request, StreamSpeech, Weights
+from services.inference.calls import Closed, EngineFacts, Opened, Pcm, Request, StreamSpeech, Weights
 from services.inference.model import Rank
 from services.inference.ports import Catalog, Usage
 
@@ -39,6 +40,7 @@ class SpeechRequest:
         text: up to 5,000 characters.
         parameters: how; a seed of 0 is chosen here.
         rate_hz: of the samples; 0 for the engine's own.
+        lexicons: by name, the first that has a word first.
     """
 
     team: str
@@ -47,6 +49,7 @@ class SpeechRequest:
     text: str
     parameters: SpeakingParameters
     rate_hz: int = 0
+    lexicons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Header:
     voice: str
     weights: Weights
     seed: int
+    watermarked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Summary:
     rtf: float
     queue_s: float
     work_s: float
+    closed: Closed = field(default_factory=Closed)
 
 
 Part = Header | bytes | Summary
@@ -83,6 +88,7 @@ class _Progress:
     samples: int = 0
     work_s: float = 0.0
     queue_s: float = 0.0
+    closed: Closed = field(default_factory=Closed)
 
     @property
     def duration_s(self) -> float:
@@ -113,16 +119,17 @@ class Synthesis:
         the stream early stops the engine and frees its slot.
 
         Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
-        UNSUPPORTED_LANGUAGE, QUEUE_FULL, SYNTHESIS_FAILED, WORKER_LOST, FEATURE_NOT_BUILT.
+        LEXICON_NOT_FOUND, UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED, QUEUE_FULL, SYNTHESIS_FAILED,
+        WORKER_LOST, FEATURE_NOT_BUILT.
         """
         began_s = time.perf_counter()
         progress = _Progress()
         outcome = "cancelled"
         try:
             check_text(request.text)
-            voice = await self._resolve(request)
-            asked = self._asked(request, voice)
-            async with aclosing(self._speak(asked, progress)) as parts:
+            voice, allowed = await self._resolve(request)
+            asked = self._asked(request, voice, await self._pronunciations(request))
+            async with aclosing(self._speak(asked, allowed, progress)) as parts:
                 async for part in parts:
                     if isinstance(part, bytes) and progress.samples == 0:
                         metrics.FIRST_AUDIO.observe(time.perf_counter() - began_s)
@@ -143,7 +150,8 @@ class Synthesis:
                 self._recording.add(task)
                 task.add_done_callback(self._recording.discard)
 
-    async def _resolve(self, request: SpeechRequest) -> F5Voice:
+    async def _resolve(self, request: SpeechRequest) -> tuple[F5Voice, Sequence[str]]:
+        """The voice, and the licences of weights that its team may use."""
         resolved = await self._catalog.resolve_voice(request.voice, request.style)
         if resolved.engine == "rvc":
             raise not_built("speaking text in an RVC voice")
@@ -154,19 +162,28 @@ class Synthesis:
                 field="voice",
                 engine=resolved.engine,
             )
-        return resolved.f5
+        return resolved.f5, resolved.allowed_licences
 
-    def _asked(self, request: SpeechRequest, voice: F5Voice) -> StreamSpeech:
+    async def _pronunciations(self, request: SpeechRequest) -> tuple[Pronunciation, ...]:
+        if not request.lexicons:
+            return ()
+        return await self._catalog.pronunciations(request.team, request.lexicons, request.text)
+
+    def _asked(
+        self, request: SpeechRequest, voice: F5Voice, pronunciations: tuple[Pronunciation, ...]
+    ) -> StreamSpeech:
         parameters = request.parameters
         if not parameters.seed:
             # Chosen here and not by the engine, so that a second try says the same.
             parameters = parameters.model_copy(update={"seed": new_seed()})
-        return StreamSpeech(request.text, voice, parameters, request.rate_hz)
+        return StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations)
 
-    async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
+    async def _speak(
+        self, asked: StreamSpeech, allowed: Sequence[str], progress: _Progress
+    ) -> AsyncGenerator[Header | bytes]:
         for last in (False, True):
             try:
-                async with aclosing(self._speak_once(asked, progress)) as parts:
+                async with aclosing(self._speak_once(asked, allowed, progress)) as parts:
                     async for part in parts:
                         yield part
                 return
@@ -175,8 +192,11 @@ class Synthesis:
                     raise
                 log.info("a replica died before the first sample; the request goes to another")
 
-    async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
+    async def _speak_once(
+        self, asked: StreamSpeech, allowed: Sequence[str], progress: _Progress
+    ) -> AsyncGenerator[Header | bytes]:
         def make(facts: EngineFacts) -> Request:
+            check_licence(allowed, facts.weights.licence, facts.weights.name)
             check_language(asked.parameters.language, asked.voice.languages, facts)
             return asked
 
@@ -188,9 +208,16 @@ class Synthesis:
                     match event:
                         case Opened() if progress.header is None:
                             progress.header = Header(
-                                event.rate_hz, event.chunks, asked.voice.name, event.weights, event.seed
+                                event.rate_hz,
+                                event.chunks,
+                                asked.voice.name,
+                                event.weights,
+                                event.seed,
+                                event.watermarked,
                             )
                             yield progress.header
+                        case Closed():
+                            progress.closed = event
                         case Pcm():
                             progress.work_s += event.work_s
                             for start in range(0, len(event.data), PIECE_BYTES):
@@ -225,5 +252,11 @@ def _summary(progress: _Progress, steps: int) -> Summary:
         raise internal("the engine made no sound")
     duration_s = progress.duration_s
     return Summary(
-        progress.header, duration_s, steps, progress.work_s / duration_s, progress.queue_s, progress.work_s
+        progress.header,
+        duration_s,
+        steps,
+        progress.work_s / duration_s,
+        progress.queue_s,
+        progress.work_s,
+        progress.closed,
     )

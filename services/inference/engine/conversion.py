@@ -14,27 +14,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, internal, not_found
 from services.common.jobs.tasks import Blob, ConvertTask, RvcVoice
 from services.common.media.decode import decode
-from services.engines.device import natural_device
+from services.engines.device import exercise, natural_device
+from services.engines.rvc.audio import CONTENT_RATE_HZ
 from services.engines.rvc.content import ContentSources
 from services.engines.rvc.conversion import ConvertParams, convert
 from services.engines.rvc.package import unpack_voice
 from services.engines.rvc.stopping import stopped
 from services.engines.rvc.voice import Voice, load_voice
-from services.inference.calls import Advance, Convert, EngineFacts, EngineSpec, Request, Weights
+from services.inference.calls import Advance, Convert, EngineFacts, EngineSpec, Probe, Request, Weights
 from services.inference.engine.blobs import (
     ensure_bundle,
     fetch,
     fetch_file,
     keep_audio,
-    provenance_tags,
     team_id,
 )
+from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.running import Emit, Stopped
 from services.inference.model import Role
+from services.inference.tags import provenance_tags
+
+_PROBE_SAMPLES = CONTENT_RATE_HZ // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,19 @@ class ConversionBody:
         store: for recordings, voices and outputs.
         cache_dir: of the node.
         limits: how much at once.
+        marking: whether outputs carry the inaudible mark.
     """
 
     def __init__(
-        self, spec: EngineSpec, store: ArtifactStore, cache_dir: Path, limits: ConversionLimits
+        self,
+        spec: EngineSpec,
+        store: ArtifactStore,
+        cache_dir: Path,
+        limits: ConversionLimits,
+        marking: Marking = UNMARKED,
     ) -> None:
         self._store = store
+        self._marking = marking
         self._voices_dir = cache_dir / "voices"
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._limits = limits
@@ -84,8 +97,15 @@ class ConversionBody:
 
     def run(self, request: Request, emit: Emit, should_stop: Stopped) -> None:
         """See :class:`~services.inference.engine.running.Body`."""
-        if not isinstance(request, Convert):
-            raise internal(f"an RVC replica was asked to {type(request).__name__}")
+        match request:
+            case Convert():
+                self._convert(request, emit, should_stop)
+            case Probe():
+                self._probe(should_stop)
+            case _:
+                raise internal(f"an RVC replica was asked to {type(request).__name__}")
+
+    def _convert(self, request: Convert, emit: Emit, should_stop: Stopped) -> None:
         task = request.task
         emit(Advance("fetch"))
         data = fetch(self._store, task.audio.blob, Reason.AUDIO_NOT_FOUND)
@@ -116,8 +136,20 @@ class ConversionBody:
             seed=task.parameters.seed,
             work_s=work_s,
             advance=lambda phase, share: emit(Advance(phase, share)),
+            marking=self._marking,
         )
         emit(made)
+
+    def _probe(self, should_stop: Stopped) -> None:
+        """Converts a moment of noise into the voice used last; before there is one, the device computes."""
+        with self._lock:
+            voice = next(reversed(self._voices.values()), None)
+        if voice is None:
+            if not exercise(self.facts.device):
+                raise internal(f"the device {self.facts.device} computes wrongly")
+            return
+        noise = np.random.default_rng(0).standard_normal(_PROBE_SAMPLES).astype(np.float32)
+        convert(voice, noise * np.float32(0.1), CONTENT_RATE_HZ, should_stop=should_stop)
 
     def _voice(self, voice: RvcVoice) -> Voice:
         """The voice in memory, loaded where it is not; two requests for one voice load it once."""

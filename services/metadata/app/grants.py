@@ -35,7 +35,7 @@ from services.metadata.scheduling.grants import (
 log = logging.getLogger(__name__)
 
 TRAINER: Final = "trainer"
-POOL_OF_KIND: Final[Mapping[str, str]] = {"rvc.convert": "rvc", "f5.item": "f5"}
+POOL_OF_KIND: Final[Mapping[str, str]] = {"rvc.convert": "rvc", "f5.item": "f5", "f5.convert": "f5"}
 
 
 @dataclass(frozen=True, slots=True)

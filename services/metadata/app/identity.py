@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
 from services.common.names import new_id
@@ -42,12 +44,29 @@ class Identity:
             # A bootstrap key that was revoked stays so, and is no reason not to start.
             await tx.keep_key(team, new_id(), hash_token(token), "bootstrap", operator=True)
 
-    async def create_team(self, team: str, display_name: str) -> Team:
-        """Makes a team, or finds it."""
+    async def create_team(self, team: str, display_name: str, allowed_licences: Sequence[str] = ()) -> Team:
+        """Makes a team, or finds it as it is."""
         async with self._store.service() as tx:
-            await tx.add_team(team, display_name)
+            await tx.add_team(team, display_name, _distinct(allowed_licences))
         (found,) = await self.own_team(team)
         return found
+
+    async def update_team(self, team: str, changes: Mapping[str, Any]) -> Team:
+        """Changes a team's ``display_name`` or ``allowed_licences``. Errors: TEAM_NOT_FOUND."""
+        values = dict(changes)
+        if "allowed_licences" in values:
+            values["allowed_licences"] = _distinct(values["allowed_licences"])
+        async with self._store.service() as tx:
+            changed = await tx.update_team(team, values)
+        if not changed:
+            raise not_found(Reason.TEAM_NOT_FOUND, f"teams/{team}")
+        (found,) = await self.own_team(team)
+        return found
+
+    async def allowed_licences(self, team: str) -> tuple[str, ...]:
+        """The licences of weights that a team may use; any where there are none."""
+        async with self._store.tenant(team) as tx:
+            return await tx.allowed_licences(team)
 
     async def list_teams(self, page: Page) -> list[Team]:
         """Every team."""
@@ -78,3 +97,7 @@ class Identity:
         async with self._store.tenant(team) as tx:
             if not await tx.revoke_key(team, key, operators=operators):
                 raise not_found(Reason.INVALID_ARGUMENT, f"teams/{team}/apiKeys/{key}")
+
+
+def _distinct(licences: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(licences))

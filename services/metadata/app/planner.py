@@ -30,7 +30,12 @@ from services.metadata.scheduling.forecast import (
 )
 from services.metadata.scheduling.lanes import LaneKey
 
-SHARES = {"rvc.train": 1.0, "rvc.convert": CONVERSION_GPUS, "f5.item": SPEECH_GPUS}
+SHARES = {
+    "rvc.train": 1.0,
+    "rvc.convert": CONVERSION_GPUS,
+    "f5.item": SPEECH_GPUS,
+    "f5.convert": SPEECH_GPUS,
+}
 """By kind what its smallest job holds of a GPU; of other kinds nothing is foretold."""
 
 _USUAL_MEMORY_S = 600.0

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
+from services.common.licences import check_licence
+from services.common.pronouncing import Pronouncer
+from services.metadata.app.lexicons import pronouncer_of
 from services.metadata.app.voices import resolve_voice
 from services.metadata.model.catalog import Audio, VoiceState
 from services.metadata.model.jobs import JobState, NewJob, PriorityClass
@@ -15,6 +18,9 @@ from services.metadata.ports.store import Transaction
 
 MIN_TRAINING_S = 10.0
 MAX_TEXT = 5000
+MAX_RESPOKEN_S = 300.0
+MAX_RESPOKEN_WORDS = 200_000
+"""Of lexicons, over all recordings of a batch: each job holds them."""
 # Shares of a GPU that a place in a pool stands for: three conversions, or one batching actor of five.
 CONVERSION_GPUS = 1 / 3
 SPEECH_GPUS = 1 / 5
@@ -29,11 +35,18 @@ class Line:
     voice: str
     parameters: tasks.SpeakingParameters
     style: str = ""
+    lexicons: tuple[str, ...] = ()
 
 
-def line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output: tasks.Output) -> NewJob:
+def line_job(
+    team: str,
+    line: Line,
+    voice: tasks.F5Voice | VoxfleetError,
+    pronouncer: Pronouncer | VoxfleetError,
+    output: tasks.Output,
+) -> NewJob:
     """The job of one text; a bad one is recorded as failed from the start."""
-    error: VoxfleetError | None = voice if isinstance(voice, VoxfleetError) else None
+    error = next((each for each in (voice, pronouncer) if isinstance(each, VoxfleetError)), None)
     if not line.text.strip():
         error = invalid(Reason.TEXT_EMPTY, "this item has no text to speak", field="text")
     elif len(line.text) > MAX_TEXT:
@@ -45,7 +58,7 @@ def line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output
         )
     elif "\x00" in line.text:
         error = invalid(Reason.UNSUPPORTED_CHARACTERS, "this item's text holds a NUL character", field="text")
-    if error is not None or isinstance(voice, VoxfleetError):
+    if error is not None or isinstance(voice, VoxfleetError) or isinstance(pronouncer, VoxfleetError):
         assert error is not None
         task = tasks.BatchTask(team=team, item_kind="f5.item").model_dump_json()
         state, stored = JobState.FAILED, error.to_dict()
@@ -57,6 +70,7 @@ def line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output
             parameters=line.parameters,
             output=output,
             display_name=line.id,
+            pronunciations=pronouncer.needed(line.text),
         ).model_dump_json()
         state, stored = JobState.QUEUED, None
     text = line.text[:MAX_TEXT].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -73,6 +87,59 @@ def line_job(team: str, line: Line, voice: tasks.F5Voice | VoxfleetError, output
         size=float(len(line.text.encode())),
         state=state,
         error=stored,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Respeaking:
+    """How recordings are to be spoken again: with which clip of the voice, which lexicons, and how."""
+
+    parameters: tasks.SpeakingParameters
+    style: str = ""
+    lexicons: tuple[str, ...] = ()
+
+
+def converting_item(
+    team: str, clip: Audio, voice: tasks.RvcVoice, how: tasks.ConversionParameters, output: tasks.Output
+) -> NewJob:
+    """The job of one recording that is turned into a trained voice."""
+    task = tasks.ConvertTask(team=team, audio=source_of(clip), voice=voice, parameters=how, output=output)
+    return _recording_job(task, CONVERSION_GPUS)
+
+
+def respeaking_item(
+    team: str,
+    clip: Audio,
+    voice: tasks.F5Voice,
+    how: Respeaking,
+    output: tasks.Output,
+    *,
+    words: tuple[tasks.Pronunciation, ...] = (),
+) -> NewJob:
+    """The job of one recording that is spoken again in a zero-shot voice."""
+    task = tasks.RespeakTask(
+        team=team,
+        audio=source_of(clip),
+        voice=voice,
+        parameters=how.parameters,
+        output=output,
+        pronunciations=words,
+    )
+    return _recording_job(task, SPEECH_GPUS)
+
+
+def _recording_job(task: tasks.ConvertTask | tasks.RespeakTask, gpus: float) -> NewJob:
+    return NewJob(
+        team=task.team,
+        id=names.new_id(),
+        kind=task.kind,
+        priority_class=PriorityClass.BATCH,
+        task=task.model_dump_json(),
+        spec={},
+        display_name=task.audio.display_name,
+        item_id=task.audio.name,
+        gpus=gpus,
+        size=task.audio.duration_s,
     )
 
 
@@ -97,6 +164,9 @@ async def converting_voice(
             field="voice",
             engine=voice.engine,
         )
+    if voice.weights_licence:
+        # A voice that was trained here says nothing of a licence: it is the team's own.
+        check_licence(await tx.allowed_licences(team), voice.weights_licence, voice.name)
     return tasks.RvcVoice(name=voice.name, package=voice.package)
 
 
@@ -108,7 +178,7 @@ async def speaking_voice(
         name = names.parse(voice_name, "voices", field="voice")
         if name.team != team:
             return not_found(Reason.VOICE_NOT_FOUND, voice_name)
-        voice, reference, text = await resolve_voice(tx, team, name.id, style=style)
+        voice, reference, clip = await resolve_voice(tx, team, name.id, style=style)
     except VoxfleetError as error:
         return error
     if reference is None:
@@ -118,7 +188,49 @@ async def speaking_voice(
             field="voice",
             engine=voice.engine,
         )
-    return tasks.F5Voice(name=voice.name, reference=reference, reference_text=text, languages=voice.languages)
+    return tasks.F5Voice(
+        name=voice.name,
+        reference=reference,
+        reference_text=clip.text,
+        languages=voice.languages,
+        reference_words=clip.words,
+    )
+
+
+async def respeaking_voice(tx: Transaction, team: str, voice_name: str, how: Respeaking) -> tasks.F5Voice:
+    """The zero-shot voice that speaks recordings again. Errors: as of :func:`speaking_voice`."""
+    found = await speaking_voice(tx, team, voice_name, how.style)
+    if isinstance(found, VoxfleetError):
+        raise found
+    return found
+
+
+async def speaking_pronouncer(
+    tx: Transaction, team: str, lexicons: Sequence[str]
+) -> Pronouncer | VoxfleetError:
+    """The lexicons that a text names; what is wrong with them, where something is."""
+    try:
+        return await pronouncer_of(tx, team, lexicons)
+    except VoxfleetError as error:
+        return error
+
+
+async def respeaking_words(
+    tx: Transaction, team: str, how: Respeaking, recordings: int
+) -> tuple[tasks.Pronunciation, ...]:
+    """All that the lexicons say: what is said in a recording is known only when it is heard.
+
+    Errors: INVALID_ARGUMENT, LEXICON_NOT_FOUND.
+    """
+    words = (await pronouncer_of(tx, team, how.lexicons)).entries
+    if len(words) * recordings > MAX_RESPOKEN_WORDS:
+        raise invalid(
+            Reason.INVALID_ARGUMENT,
+            f"{recordings} recordings with lexicons of {len(words)} words are too many for one batch: their "
+            f"product is at most {MAX_RESPOKEN_WORDS}",
+            field="parameters.speaking.lexicons",
+        )
+    return words
 
 
 async def team_audio(tx: Transaction, team: str, name: str, field: str) -> Audio:
@@ -138,6 +250,19 @@ def source_of(audio: Audio) -> tasks.SourceAudio:
         duration_s=audio.duration_s,
         display_name=audio.display_name,
     )
+
+
+def check_respeakable(clips: Sequence[Audio]) -> None:
+    """Errors: AUDIO_TOO_LONG."""
+    for number, clip in enumerate(clips):
+        if clip.duration_s > MAX_RESPOKEN_S:
+            raise invalid(
+                Reason.AUDIO_TOO_LONG,
+                f"engine f5 converts at most {MAX_RESPOKEN_S:g} s; this recording has {clip.duration_s:.1f}",
+                field=f"audios[{number}]",
+                duration_s=f"{clip.duration_s:.3f}",
+                max_duration_s=MAX_RESPOKEN_S,
+            )
 
 
 def check_trainable(clips: Sequence[Audio], *, force: bool) -> None:

@@ -11,14 +11,21 @@ from typing import Any, Protocol
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
+from services.common.pronouncing import Pronouncer
 from services.metadata.app.endings import lane_of
 from services.metadata.app.resolving import (
-    CONVERSION_GPUS,
     Line,
+    Respeaking,
+    check_respeakable,
     check_trainable,
+    converting_item,
     converting_voice,
     line_job,
+    respeaking_item,
+    respeaking_voice,
+    respeaking_words,
     source_of,
+    speaking_pronouncer,
     speaking_voice,
     team_audio,
 )
@@ -131,12 +138,13 @@ class Submitter:
         request: Request,
         audios: Sequence[str],
         voice_name: str,
-        parameters: tasks.ConversionParameters,
+        how: tasks.ConversionParameters | Respeaking,
         output: tasks.Output,
     ) -> Job:
         """Makes a conversion's job; of several audios, a batch.
 
-        Errors: AUDIO_NOT_FOUND, VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE.
+        Errors: AUDIO_NOT_FOUND, AUDIO_TOO_LONG, VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE,
+        LEXICON_NOT_FOUND.
         """
         team = request.team
         job_id = names.new_id()
@@ -144,44 +152,26 @@ class Submitter:
             if found := await self._repeat(tx, request, "ConvertAudio", job_id):
                 return found
             clips = [await team_audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
-            target = await converting_voice(tx, team, voice_name, request.depends_on)
-            jobs = [
-                tasks.ConvertTask(
-                    team=team, audio=source_of(clip), voice=target, parameters=parameters, output=output
-                )
-                for clip in clips
-            ]
-            if len(jobs) == 1:
-                task = jobs[0].model_dump_json()
-                job = self._job(request, job_id, "rvc.convert", PriorityClass.CONVERSION, task)
-                job = replace(
-                    job,
-                    display_name=request.display_name or clips[0].display_name,
-                    gpus=CONVERSION_GPUS,
-                    size=clips[0].duration_s,
-                )
-                return _preview(job) if request.validate_only else await self._add(tx, job)
-            items = [
-                NewJob(
-                    team=team,
-                    id=names.new_id(),
-                    kind="rvc.convert",
-                    priority_class=PriorityClass.BATCH,
-                    task=task.model_dump_json(),
-                    spec={},
-                    display_name=clip.display_name,
-                    item_id=clip.name,
-                    gpus=CONVERSION_GPUS,
-                    size=clip.duration_s,
-                )
-                for task, clip in zip(jobs, clips, strict=True)
-            ]
-            return await self._add_batch(tx, request, job_id, "rvc.convert", items)
+            if isinstance(how, Respeaking):
+                check_respeakable(clips)
+                voice = await respeaking_voice(tx, team, voice_name, how)
+                words = await respeaking_words(tx, team, how, len(clips))
+                items = [respeaking_item(team, clip, voice, how, output, words=words) for clip in clips]
+            else:
+                target = await converting_voice(tx, team, voice_name, request.depends_on)
+                items = [converting_item(team, clip, target, how, output) for clip in clips]
+            if len(items) > 1:
+                return await self._add_batch(tx, request, job_id, items[0].kind, items)
+            (item,) = items
+            job = self._job(request, job_id, item.kind, PriorityClass.CONVERSION, item.task)
+            name = request.display_name or item.display_name
+            job = replace(job, display_name=name, gpus=item.gpus, size=item.size)
+            return _preview(job) if request.validate_only else await self._add(tx, job)
 
     async def batch(self, request: Request, lines: Sequence[Line], output: tasks.Output) -> Job:
         """Makes a batch of texts; a bad one is recorded as failed and harms no other.
 
-        Errors: VOICE_NOT_FOUND, VOICE_NOT_READY where every item names that voice.
+        Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, LEXICON_NOT_FOUND where every item names that.
         """
         team = request.team
         job_id = names.new_id()
@@ -189,6 +179,7 @@ class Submitter:
             if found := await self._repeat(tx, request, "BatchSynthesize", job_id):
                 return found
             voices: dict[tuple[str, str], tasks.F5Voice | VoxfleetError] = {}
+            pronouncers: dict[tuple[str, ...], Pronouncer | VoxfleetError] = {}
             items = []
             for number, line in enumerate(lines):
                 if number % 500 == 0:
@@ -197,10 +188,13 @@ class Submitter:
                 key = (line.voice, line.style)
                 if key not in voices:
                     voices[key] = await speaking_voice(tx, team, line.voice, line.style)
-                items.append(line_job(team, line, voices[key], output))
-            errors = [found for found in voices.values() if isinstance(found, VoxfleetError)]
-            if errors and len(errors) == len(voices):
-                raise errors[0]
+                if line.lexicons not in pronouncers:
+                    pronouncers[line.lexicons] = await speaking_pronouncer(tx, team, line.lexicons)
+                items.append(line_job(team, line, voices[key], pronouncers[line.lexicons], output))
+            for resolved in (voices.values(), pronouncers.values()):
+                errors = [found for found in resolved if isinstance(found, VoxfleetError)]
+                if errors and len(errors) == len(resolved):
+                    raise errors[0]
             return await self._add_batch(tx, request, job_id, "f5.item", items)
 
     async def pull_bundle(self, request: Request, bundle: str, *, accepted_licence: bool) -> Job:

@@ -17,6 +17,7 @@ from services.metadata.ports.store import Store, Transaction
 MIN_REFERENCE_S = 3.0
 MAX_REFERENCE_S = 30.0
 MAX_REFERENCE_TEXT = 1000
+_NO_CLIP = Reference("", "")
 
 
 class Voices:
@@ -28,13 +29,15 @@ class Voices:
     async def create(self, voice: Voice, *, request_id: str, fingerprint: str) -> Voice:
         """Makes a zero-shot voice.
 
-        Errors: AUDIO_NOT_FOUND, AUDIO_TOO_SHORT, AUDIO_TOO_LONG, TEXT_EMPTY, VOICE_EXISTS.
+        Errors: AUDIO_NOT_FOUND, AUDIO_TOO_SHORT, AUDIO_TOO_LONG, TEXT_EMPTY, VOICE_EXISTS, REQUEST_ID_REUSED.
         """
         team = voice.team
         async with self._store.tenant(team) as tx:
-            first = await tx.remember_request(team, request_id, "CreateVoice", fingerprint, voice.name)
-            if first != voice.name:
-                return await _get(tx, team, names.parse(first, "voices").id)
+            # The client may choose the name, which then is the same in a repeat: what is remembered is not.
+            made = f"{voice.name} {names.new_id()}"
+            first = await tx.remember_request(team, request_id, "CreateVoice", fingerprint, made)
+            if first != made:
+                return await _get(tx, team, names.parse(first.partition(" ")[0], "voices").id)
             for number, clip in enumerate(voice.references):
                 await _check_reference(tx, team, number, clip)
             if not await tx.add_voice(voice):
@@ -90,8 +93,8 @@ class Voices:
             voice = await _get(tx, team, voice_id)
             return await tx.checkpoints(voice.job_id) if voice.job_id else []
 
-    async def resolve(self, team: str, voice_id: str, style: str) -> tuple[Voice, Blob | None, str]:
-        """A usable voice, with its reference clip and that clip's text where it is zero-shot.
+    async def resolve(self, team: str, voice_id: str, style: str) -> tuple[Voice, Blob | None, Reference]:
+        """A usable voice, with its reference clip and what is said in that where it is zero-shot.
 
         Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, AUDIO_NOT_FOUND.
         """
@@ -101,7 +104,7 @@ class Voices:
 
 async def resolve_voice(
     tx: Transaction, team: str, voice_id: str, *, style: str = "", field: str = "voice"
-) -> tuple[Voice, Blob | None, str]:
+) -> tuple[Voice, Blob | None, Reference]:
     """A usable voice within a transaction; see :meth:`Voices.resolve`."""
     voice = await _get(tx, team, voice_id)
     if voice.state is not VoiceState.READY:
@@ -113,7 +116,7 @@ async def resolve_voice(
             retry_after_s=10.0 if voice.state is VoiceState.TRAINING else None,
         )
     if voice.engine != "f5":
-        return voice, None, ""
+        return voice, None, _NO_CLIP
     clip = next((each for each in voice.references if each.style == style), None)
     if clip is None:
         raise invalid(
@@ -125,7 +128,7 @@ async def resolve_voice(
     audio = await tx.get_audio(team, names.parse(clip.audio, "audios", field=field).id)
     if audio is None:
         raise not_found(Reason.AUDIO_NOT_FOUND, clip.audio)
-    return voice, audio.blob, clip.text
+    return voice, audio.blob, clip
 
 
 def voice_exists(name: str) -> VoxfleetError:
@@ -151,17 +154,6 @@ async def _check_reference(tx: Transaction, team: str, number: int, clip: Refere
     audio = await tx.get_audio(team, name.id) if name.team == team else None
     if audio is None:
         raise not_found(Reason.AUDIO_NOT_FOUND, clip.audio)
-    if not clip.text.strip():
-        raise invalid(
-            Reason.TEXT_EMPTY, "write exactly what is said in the reference clip", field=f"{field}.text"
-        )
-    if len(clip.text) > MAX_REFERENCE_TEXT:
-        raise invalid(
-            Reason.TEXT_TOO_LONG,
-            f"the text of a reference clip has at most {MAX_REFERENCE_TEXT} characters",
-            field=f"{field}.text",
-            max_characters=MAX_REFERENCE_TEXT,
-        )
     if audio.duration_s < MIN_REFERENCE_S:
         raise invalid(
             Reason.AUDIO_TOO_SHORT,
@@ -177,4 +169,15 @@ async def _check_reference(tx: Transaction, team: str, number: int, clip: Refere
             field=f"{field}.audio",
             duration_s=f"{audio.duration_s:.3f}",
             max_duration_s=MAX_REFERENCE_S,
+        )
+    if not clip.text.strip():
+        raise invalid(
+            Reason.TEXT_EMPTY, "write exactly what is said in the reference clip", field=f"{field}.text"
+        )
+    if len(clip.text) > MAX_REFERENCE_TEXT:
+        raise invalid(
+            Reason.TEXT_TOO_LONG,
+            f"the text of a reference clip has at most {MAX_REFERENCE_TEXT} characters",
+            field=f"{field}.text",
+            max_characters=MAX_REFERENCE_TEXT,
         )

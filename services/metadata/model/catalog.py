@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.common.jobs.tasks import Blob
+from services.common.jobs.tasks import Blob, TimedWord
 
 
 class VoiceState(enum.StrEnum):
@@ -62,11 +62,12 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A clip that a zero-shot voice speaks from."""
+    """A clip that a zero-shot voice speaks from: what is said in it, and when, where that is known."""
 
     audio: str
     text: str
     style: str = ""
+    words: tuple[TimedWord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

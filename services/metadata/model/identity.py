@@ -29,8 +29,9 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """A tenant."""
+    """A tenant. ``allowed_licences`` are SPDX ids of the weights it may use; any where there are none."""
 
     id: str
     display_name: str
     created_at: dt.datetime
+    allowed_licences: tuple[str, ...] = ()

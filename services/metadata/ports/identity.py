@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from services.metadata.model.identity import ApiKey, Principal, Team
 from services.metadata.model.page import Page
@@ -12,7 +13,9 @@ class IdentityRows(Protocol):
     """Teams and keys."""
 
     async def principal(self, token_sha256: str) -> Principal | None: ...
-    async def add_team(self, team: str, display_name: str) -> bool: ...
+    async def add_team(self, team: str, display_name: str, allowed_licences: Sequence[str] = ()) -> bool: ...
+    async def update_team(self, team: str, changes: Mapping[str, Any]) -> bool: ...
+    async def allowed_licences(self, team: str) -> tuple[str, ...]: ...
     async def list_teams(self, page: Page) -> list[Team]: ...
     async def add_key(
         self, team: str, key: str, token_sha256: str, display_name: str, *, operator: bool

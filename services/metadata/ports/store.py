@@ -10,6 +10,7 @@ from services.metadata.ports.catalog import CatalogRows
 from services.metadata.ports.grants import GrantRows
 from services.metadata.ports.identity import IdentityRows
 from services.metadata.ports.jobs import BatchRows, FleetRows, JobRows, LeaseRows
+from services.metadata.ports.lexicons import LexiconRows
 from services.metadata.scheduling.lanes import LaneKey
 
 
@@ -20,7 +21,7 @@ class LedgerTransaction(JobRows, BatchRows, LeaseRows, FleetRows, Protocol):
         """Tells every claimer, once this has committed, that there may be something in these lanes."""
 
 
-class Transaction(LedgerTransaction, CatalogRows, IdentityRows, GrantRows, Protocol):
+class Transaction(LedgerTransaction, CatalogRows, IdentityRows, LexiconRows, GrantRows, Protocol):
     """One transaction over everything."""
 
 

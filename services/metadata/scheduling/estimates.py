@@ -9,7 +9,7 @@ same way, from what was said before each sample was learned: out of sample, so w
 too.
 
 Sizes are in the kind's own unit. It should be what the duration grows with: steps on one GPU for
-``rvc.train``, seconds of audio for ``rvc.convert``, characters for ``f5.item``.
+``rvc.train``, seconds of audio for ``rvc.convert`` and ``f5.convert``, characters for ``f5.item``.
 
 No clock: samples fade by their number, not by time.
 """
@@ -59,6 +59,8 @@ PRIORS: Mapping[str, Prior] = {
     "rvc.convert": Prior(seconds_per_unit=0.3, unsized_s=90.0),
     # A sentence of 100 characters in a few seconds.
     "f5.item": Prior(seconds_per_unit=0.06, unsized_s=8.0),
+    # A minute of speech, heard and spoken again, in half a minute.
+    "f5.convert": Prior(seconds_per_unit=0.5, unsized_s=30.0),
 }
 FALLBACK = Prior(seconds_per_unit=1.0, unsized_s=60.0, spread=1.0)
 

@@ -11,8 +11,9 @@ from google.protobuf import json_format, message, timestamp_pb2
 
 from services.common import telemetry
 from services.common.jobs.grpc_ledger import blob_to_proto
+from services.common.jobs.tasks import Blob
 from services.metadata.app.jobs import waiting_reason
-from services.metadata.model.catalog import Audio, Upload, Voice, VoiceState
+from services.metadata.model.catalog import Audio, Reference, Upload, Voice, VoiceState
 from services.metadata.model.identity import ApiKey, Team
 from services.metadata.model.jobs import AttemptRecord, CheckpointRow, Job, JobEvent, JobState
 from services.metadata.scheduling.explain import Explanation
@@ -214,7 +215,10 @@ def checkpoint_to_proto(voice: str, row: CheckpointRow) -> voice_pb2.Checkpoint:
 def team_to_proto(team: Team) -> trust_pb2.Team:
     """A team as the API shows it."""
     return trust_pb2.Team(
-        name=f"teams/{team.id}", display_name=team.display_name, create_time=stamp(team.created_at)
+        name=f"teams/{team.id}",
+        display_name=team.display_name,
+        allowed_licences=team.allowed_licences,
+        create_time=stamp(team.created_at),
     )
 
 
@@ -230,13 +234,19 @@ def key_to_proto(key: ApiKey, token: str = "") -> trust_pb2.ApiKey:
     )
 
 
-def voice_resolution(voice: Voice, reference: Any, reference_text: str) -> catalog_pb2.ResolveVoiceResponse:
+def voice_resolution(
+    voice: Voice, reference: Blob | None, clip: Reference
+) -> catalog_pb2.ResolveVoiceResponse:
     """A voice with where its bytes are."""
     return catalog_pb2.ResolveVoiceResponse(
         voice=voice_to_proto(voice),
         reference=blob_to_proto(reference) if reference is not None else None,
-        reference_text=reference_text,
+        reference_text=clip.text,
         package=blob_to_proto(voice.package) if voice.package is not None else None,
+        reference_words=[
+            audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s)
+            for word in clip.words
+        ],
     )
 
 

@@ -10,14 +10,15 @@ from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
 from services.common.jobs.model import (
     StopKind,
 )
+from services.common.jobs.tasks import TimedWord
 from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles
 from services.metadata.app.identity import Identity
 from services.metadata.app.voices import Voices
-from services.metadata.model.catalog import StoredBundle
+from services.metadata.model.catalog import Reference, StoredBundle, Voice, VoiceState
 from services.metadata.servicers import convert
 from voxfleet.internal.v1 import catalog_pb2, identity_pb2, work_pb2
-from voxfleet.v1 import audio_pb2
+from voxfleet.v1 import audio_pb2, voice_pb2
 
 IDENTITY_CACHE_S = 30
 
@@ -47,10 +48,11 @@ class IdentityServicer:
 class CatalogServicer:
     """``CatalogService``."""
 
-    def __init__(self, audios: Audios, voices: Voices, bundles: Bundles) -> None:
+    def __init__(self, audios: Audios, voices: Voices, bundles: Bundles, identity: Identity) -> None:
         self._audios = audios
         self._voices = voices
         self._bundles = bundles
+        self._identity = identity
 
     async def OpenUpload(self, request: catalog_pb2.OpenUploadRequest, _: object) -> catalog_pb2.UploadRecord:
         """Makes the row of an upload."""
@@ -117,7 +119,46 @@ class CatalogServicer:
     ) -> catalog_pb2.ResolveVoiceResponse:
         """A voice with everything an engine needs."""
         name = names.parse(request.name, "voices")
-        return convert.voice_resolution(*await self._voices.resolve(name.team, name.id, request.style))
+        found = convert.voice_resolution(*await self._voices.resolve(name.team, name.id, request.style))
+        found.allowed_licences.extend(await self._identity.allowed_licences(name.team))
+        return found
+
+    async def StoreVoice(self, request: catalog_pb2.StoreVoiceRequest, _: object) -> voice_pb2.Voice:
+        """Makes a zero-shot voice whose clips have been listened to."""
+        asked = request.request
+        wanted = asked.voice
+        if not wanted.references:
+            raise invalid(
+                Reason.INVALID_ARGUMENT, "a zero-shot voice needs a reference clip", field="voice.references"
+            )
+        voice_id = (
+            names.check_id(asked.voice_id, field="voice_id")
+            if asked.voice_id
+            else names.slug(wanted.display_name or "voice")
+        )
+        heard = {clip.index: clip for clip in request.heard}
+        voice = Voice(
+            team=names.parse_team(asked.parent),
+            id=voice_id,
+            display_name=wanted.display_name or voice_id,
+            engine="f5",
+            state=VoiceState.READY,
+            languages=tuple(wanted.languages),
+            references=tuple(_clip(clip, heard.get(index)) for index, clip in enumerate(wanted.references)),
+            consent=wanted.consent,
+            labels=dict(wanted.labels),
+        )
+        made = await self._voices.create(
+            voice, request_id=asked.request_id, fingerprint=convert.fingerprint(asked)
+        )
+        return convert.voice_to_proto(made)
+
+    async def ResolveTeam(
+        self, request: catalog_pb2.ResolveTeamRequest, _: object
+    ) -> catalog_pb2.ResolveTeamResponse:
+        """What a team may do."""
+        allowed = await self._identity.allowed_licences(names.parse_team(request.name, field="name"))
+        return catalog_pb2.ResolveTeamResponse(allowed_licences=allowed)
 
     async def ListStoredBundles(
         self, _request: catalog_pb2.ListStoredBundlesRequest, _: object
@@ -159,3 +200,11 @@ def _bundle(bundle: StoredBundle) -> catalog_pb2.StoredBundle:
         manifest_json=json.dumps(dict(bundle.manifest)),
         create_time=convert.stamp(bundle.created_at),
     )
+
+
+def _clip(clip: voice_pb2.ReferenceClip, heard: catalog_pb2.HeardClip | None) -> Reference:
+    """A clip of a new voice; what was heard in it says what its text is."""
+    if heard is None:
+        return Reference(clip.audio, clip.text, clip.style)
+    words = tuple(TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s) for word in heard.words)
+    return Reference(clip.audio, heard.text, clip.style, words)

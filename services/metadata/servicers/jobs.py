@@ -8,29 +8,21 @@ from typing import Any
 
 from google.protobuf import message
 
-from services.common import names, telemetry
+from services.common import names, speaking, telemetry
 from services.common.errors import Reason, invalid, not_found
 from services.common.jobs import tasks
 from services.common.rpc.caller import require_operator
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.listing import next_token, page_of
-from services.metadata.app.resolving import Line
+from services.metadata.app.resolving import Line, Respeaking
 from services.metadata.app.submit import MAX_BATCH_ITEMS, Request, Submitter
+from services.metadata.model.jobs import Job
 from services.metadata.servicers import convert
 from services.metadata.servicers.resources import check_mask
 from voxfleet.v1 import job_pb2, synthesis_pb2, voice_pb2
 
 UPDATABLE_JOB_FIELDS = ("priority", "labels", "display_name")
-STEPS_OF_PRESET = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
-
-_FORMATS = {
-    synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED: "wav",
-    synthesis_pb2.AUDIO_FORMAT_WAV: "wav",
-    synthesis_pb2.AUDIO_FORMAT_FLAC: "flac",
-    synthesis_pb2.AUDIO_FORMAT_MP3: "mp3",
-    synthesis_pb2.AUDIO_FORMAT_OPUS: "opus",
-    synthesis_pb2.AUDIO_FORMAT_AAC: "aac",
-}
+CONVERTING_ENGINES = ("rvc", "f5")
 
 
 class JobServicer:
@@ -170,6 +162,22 @@ class SubmitServicer:
 
     async def ConvertAudio(self, request: synthesis_pb2.ConvertAudioRequest, _: object) -> job_pb2.Job:
         """Converts one recording or several."""
+        match request.engine:
+            case "" | "rvc":
+                job = await self._convert(request)
+            case "f5":
+                job = await self._respeak(request)
+            case _:
+                raise invalid(
+                    Reason.UNSUPPORTED_ENGINE,
+                    f"no engine {request.engine[:40]!r} converts; use {' or '.join(CONVERTING_ENGINES)}",
+                    field="engine",
+                    engine=request.engine[:40],
+                    supported_engines=", ".join(CONVERTING_ENGINES),
+                )
+        return convert.job_to_proto(job)
+
+    async def _convert(self, request: synthesis_pb2.ConvertAudioRequest) -> Job:
         p = request.parameters
         given = {
             name: getattr(p, name)
@@ -177,10 +185,21 @@ class SubmitServicer:
             if p.HasField(name)
         }
         parameters = tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, **given)
-        job = await self._submitter.convert(
-            _request(request), list(request.audios), request.voice, parameters, output_of(request.output)
+        return await self._submitter.convert(
+            _request(request), list(request.audios), request.voice, parameters, _output(request.output)
         )
-        return convert.job_to_proto(job)
+
+    async def _respeak(self, request: synthesis_pb2.ConvertAudioRequest) -> Job:
+        asked = synthesis_pb2.SynthesisParameters()
+        asked.CopyFrom(request.parameters.speaking)
+        # Both engines have a seed and a pitch, and the conversion's own fields for them.
+        asked.seed = asked.seed or request.parameters.seed
+        asked.pitch_shift = asked.pitch_shift or request.parameters.pitch_shift
+        speaking.refuse(speaking.faults(asked, "parameters.speaking"))
+        how = Respeaking(speaking.speaking_parameters(asked), asked.style, tuple(asked.lexicons))
+        return await self._submitter.convert(
+            _request(request), list(request.audios), request.voice, how, _output(request.output)
+        )
 
     async def BatchSynthesize(self, request: synthesis_pb2.BatchSynthesizeRequest, _: object) -> job_pb2.Job:
         """Speaks many texts."""
@@ -190,23 +209,16 @@ class SubmitServicer:
                 f"a batch has 1 to {MAX_BATCH_ITEMS} items, not {len(request.items)}",
                 field="items",
             )
-        lines = [
-            Line(
-                id=item.id or str(index),
-                text=item.text,
-                voice=item.voice or request.voice,
-                parameters=speaking(item.parameters if item.HasField("parameters") else request.parameters),
-                style=(item.parameters if item.HasField("parameters") else request.parameters).style,
-            )
-            for index, item in enumerate(request.items)
-        ]
+        speaking.refuse(speaking.faults(request.parameters, "parameters"))
+        shared = speaking.speaking_parameters(request.parameters)
+        lines = [_line(item, index, request, shared) for index, item in enumerate(request.items)]
         if len({line.id for line in lines}) < len(lines):
             raise invalid(Reason.INVALID_ARGUMENT, "item ids must be unique in the batch", field="items")
         slim = synthesis_pb2.BatchSynthesizeRequest()
         slim.CopyFrom(request)
         del slim.items[:]
         envelope = _request(request, spec={**convert.as_json(slim), "item_count": len(lines)})
-        return convert.job_to_proto(await self._submitter.batch(envelope, lines, output_of(request.output)))
+        return convert.job_to_proto(await self._submitter.batch(envelope, lines, _output(request.output)))
 
     async def PullBundle(self, request: synthesis_pb2.PullBundleRequest, _: object) -> job_pb2.Job:
         """Brings a bundle of weights into the store."""
@@ -217,27 +229,30 @@ class SubmitServicer:
         return convert.job_to_proto(job)
 
 
-def output_of(output: synthesis_pb2.OutputFormat) -> tasks.Output:
-    """How the audio is to come."""
-    return tasks.Output.model_validate(
-        {
-            "format": _FORMATS.get(output.format, "wav"),
-            "rate_hz": output.rate_hz,
-            "bitrate_kbps": output.bitrate_kbps,
-        }
+def _line(
+    item: synthesis_pb2.BatchItem,
+    index: int,
+    request: synthesis_pb2.BatchSynthesizeRequest,
+    shared: tasks.SpeakingParameters,
+) -> Line:
+    """One text with what holds for it; ``shared`` is what the batch says of those that say nothing."""
+    own = item.HasField("parameters")
+    asked = item.parameters if own else request.parameters
+    if own:
+        speaking.refuse(speaking.faults(asked, f"items[{index}].parameters"))
+    return Line(
+        id=item.id or str(index),
+        text=item.text,
+        voice=item.voice or request.voice,
+        parameters=speaking.speaking_parameters(asked) if own else shared,
+        style=asked.style,
+        lexicons=tuple(asked.lexicons),
     )
 
 
-def speaking(p: synthesis_pb2.SynthesisParameters) -> tasks.SpeakingParameters:
-    """How to speak, with defaults filled in."""
-    return tasks.SpeakingParameters(
-        steps=p.steps or STEPS_OF_PRESET.get(p.preset, 16),
-        speed=p.speed or 1.0,
-        seed=p.seed,
-        cfg_strength=p.cfg_strength or 2.0,
-        duration_s=p.duration_s,
-        language=p.language,
-    )
+def _output(output: synthesis_pb2.OutputFormat) -> tasks.Output:
+    speaking.refuse(speaking.output_faults(output, "output"))
+    return speaking.output_of(output)
 
 
 def _request(request: message.Message, *, spec: dict[str, Any] | None = None) -> Request:

@@ -14,11 +14,12 @@ from services.metadata.app.audios import Audios
 from services.metadata.app.identity import Identity
 from services.metadata.app.listing import next_token, page_of
 from services.metadata.app.voices import Voices
-from services.metadata.model.catalog import Audio, Reference, Voice, VoiceState
+from services.metadata.model.catalog import Audio, Voice
 from services.metadata.servicers import convert
 from voxfleet.v1 import audio_pb2, trust_pb2, voice_pb2
 
 UPDATABLE_VOICE_FIELDS = ("display_name", "labels", "languages", "consent")
+UPDATABLE_TEAM_FIELDS = ("display_name", "allowed_licences")
 
 
 class AudioServicer:
@@ -52,38 +53,10 @@ class AudioServicer:
 
 
 class VoiceServicer:
-    """``voxfleet.v1.VoiceService``, except what makes jobs."""
+    """``voxfleet.v1.VoiceService``, except what makes voices: that begins where engines are."""
 
     def __init__(self, voices: Voices) -> None:
         self._voices = voices
-
-    async def CreateVoice(self, request: voice_pb2.CreateVoiceRequest, _: object) -> voice_pb2.Voice:
-        """Makes a zero-shot voice."""
-        wanted = request.voice
-        if not wanted.references:
-            raise invalid(
-                Reason.INVALID_ARGUMENT, "a zero-shot voice needs a reference clip", field="voice.references"
-            )
-        voice_id = (
-            names.check_id(request.voice_id, field="voice_id")
-            if request.voice_id
-            else names.slug(wanted.display_name or "voice")
-        )
-        voice = Voice(
-            team=names.parse_team(request.parent),
-            id=voice_id,
-            display_name=wanted.display_name or voice_id,
-            engine="f5",
-            state=VoiceState.READY,
-            languages=tuple(wanted.languages),
-            references=tuple(Reference(c.audio, c.text, c.style) for c in wanted.references),
-            consent=wanted.consent,
-            labels=dict(wanted.labels),
-        )
-        made = await self._voices.create(
-            voice, request_id=request.request_id, fingerprint=convert.fingerprint(request)
-        )
-        return convert.voice_to_proto(made)
 
     async def GetVoice(self, request: voice_pb2.GetVoiceRequest, _: object) -> voice_pb2.Voice:
         """One voice."""
@@ -147,9 +120,23 @@ class TrustServicer:
         """Makes a team."""
         require_operator()
         team = names.parse_team(f"teams/{request.team_id}", field="team_id")
-        return convert.team_to_proto(
-            await self._identity.create_team(team, request.team.display_name or team)
+        wanted = request.team
+        made = await self._identity.create_team(
+            team, wanted.display_name or team, tuple(wanted.allowed_licences)
         )
+        return convert.team_to_proto(made)
+
+    async def UpdateTeam(self, request: trust_pb2.UpdateTeamRequest, _: object) -> trust_pb2.Team:
+        """Changes a team."""
+        require_operator()
+        team = names.parse_team(request.team.name, field="team.name")
+        paths = check_mask(request.update_mask.paths, UPDATABLE_TEAM_FIELDS)
+        values: Mapping[str, Any] = {
+            "display_name": request.team.display_name,
+            "allowed_licences": tuple(request.team.allowed_licences),
+        }
+        found = await self._identity.update_team(team, {path: values[path] for path in paths})
+        return convert.team_to_proto(found)
 
     async def ListTeams(self, request: trust_pb2.ListTeamsRequest, _: object) -> trust_pb2.ListTeamsResponse:
         """The teams this key may see: an operator's all, a member's its own."""

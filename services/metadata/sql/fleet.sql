@@ -146,7 +146,8 @@ WITH span AS MATERIALIZED (
   SELECT w.at AS since, least(voxfleet_now() - %(lag_s)s * interval '1 second', w.at + interval '1 hour') AS until
   FROM watermarks AS w WHERE w.name = 'usage' FOR UPDATE SKIP LOCKED
 ), recent AS MATERIALIZED (
-  SELECT a.*, j.priority_class, CASE WHEN a.outcome = 'SUCCEEDED' AND a.kind IN ('rvc.convert', 'f5.item')
+  SELECT a.*, j.priority_class, CASE
+    WHEN a.outcome = 'SUCCEEDED' AND a.kind IN ('rvc.convert', 'f5.item', 'f5.convert')
     THEN j.result->'metrics' END AS made
   FROM span CROSS JOIN LATERAL (
     SELECT * FROM job_attempts WHERE ended_at > span.since AND ended_at <= span.until

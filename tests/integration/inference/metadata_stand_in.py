@@ -13,7 +13,7 @@ import grpc
 
 from services.common.jobs.tasks import Task
 from voxfleet.internal.v1 import catalog_pb2, catalog_pb2_grpc, work_pb2, work_pb2_grpc
-from voxfleet.v1 import voice_pb2
+from voxfleet.v1 import lexicon_pb2, voice_pb2
 
 
 @dataclass
@@ -24,6 +24,8 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
     bundles: dict[str, str] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)
     usage: list[catalog_pb2.RecordUsageRequest] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)
+    lexicons: dict[str, list[lexicon_pb2.LexiconEntry]] = field(default_factory=dict)
     free: dict[str, int] = field(default_factory=dict)
     capacity: work_pb2.WorkerCapacity = field(default_factory=work_pb2.WorkerCapacity)
     ended: dict[str, work_pb2.AttemptEnd] = field(default_factory=dict)
@@ -71,6 +73,13 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
         if request.name not in self.voices:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such voice")
         return self.voices[request.name]
+
+    def ResolveTeam(self, request, context):
+        return catalog_pb2.ResolveTeamResponse(allowed_licences=self.licences)
+
+    def ResolvePronunciations(self, request, context):
+        entries = [entry for name in request.lexicons for entry in self.lexicons[name]]
+        return catalog_pb2.ResolvePronunciationsResponse(pronunciations=entries)
 
     def ListStoredBundles(self, request, context):
         return catalog_pb2.ListStoredBundlesResponse(

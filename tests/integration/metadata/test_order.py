@@ -1,6 +1,7 @@
 """Who is next, what may begin, and what waits for what, on real Postgres."""
 
 import asyncio
+import json
 
 import psycopg
 import pytest
@@ -127,7 +128,7 @@ async def test_a_conversion_waits_for_the_training_of_its_voice(metadata):
     await metadata.count()
     (after,) = await metadata.claim("w1", {"rvc.convert": 1})
     assert after.job.id == waiting.id
-    assert after.job.task["voice"]["package"]["sha256"] == "cd" * 32
+    assert json.loads(after.job.task)["voice"]["package"]["sha256"] == "cd" * 32
 
 
 async def test_what_waits_for_a_failed_job_fails_in_turn(metadata):

@@ -1,9 +1,14 @@
 import pytest
 
 from services.common.errors import Reason, VoxfleetError
+from services.metadata.app.bundles import Bundles
+from services.metadata.app.resolving import speaking_voice
 from services.metadata.model.catalog import VoiceState
 from services.metadata.model.page import Page
+from services.metadata.servicers.internal import CatalogServicer
 from tests.integration.metadata.test_ledger import add_audio, make_voice
+from voxfleet.internal.v1 import catalog_pb2
+from voxfleet.v1 import audio_pb2, voice_pb2
 
 
 async def test_a_deleted_voice_comes_back(metadata):
@@ -15,8 +20,8 @@ async def test_a_deleted_voice_comes_back(metadata):
         await metadata.voices.resolve("alpha", "zero-shot", "")
     assert caught.value.reason is Reason.VOICE_NOT_READY
     assert (await metadata.voices.undelete("alpha", "zero-shot")).state is VoiceState.READY
-    _, reference, text = await metadata.voices.resolve("alpha", "zero-shot", "")
-    assert (reference.sha256, text) == ("ab" * 32, "hello")
+    _, reference, clip = await metadata.voices.resolve("alpha", "zero-shot", "")
+    assert (reference.sha256, clip.text, clip.words) == ("ab" * 32, "hello", ())
 
 
 async def test_pages_meet_without_gap_or_repeat(metadata):
@@ -40,3 +45,69 @@ async def test_update_changes_only_what_is_named(metadata):
         with pytest.raises(VoxfleetError) as caught:
             await operation("alpha", "none-such")
         assert caught.value.reason is Reason.VOICE_NOT_FOUND
+
+
+def catalog_of(metadata) -> CatalogServicer:
+    return CatalogServicer(metadata.audios, metadata.voices, Bundles(metadata.store), metadata.identity)
+
+
+def store_request(audio: str, text: str = "", heard: str = "", *, request_id: str = "once"):
+    request = catalog_pb2.StoreVoiceRequest(
+        request=voice_pb2.CreateVoiceRequest(
+            parent="teams/alpha",
+            voice_id="heard-voice",
+            voice=voice_pb2.Voice(references=[voice_pb2.ReferenceClip(audio=audio, text=text)]),
+            request_id=request_id,
+        )
+    )
+    if heard:
+        words = [
+            audio_pb2.WordTimestamp(word=word, start_s=number, end_s=number + 0.5)
+            for number, word in enumerate(heard.split())
+        ]
+        request.heard.append(catalog_pb2.HeardClip(index=0, text=heard, words=words))
+    return request
+
+
+async def test_what_was_heard_in_a_clip_is_kept_with_it(metadata):
+    catalog = catalog_of(metadata)
+    audio = await add_audio(metadata, duration_s=10.0)
+    made = await catalog.StoreVoice(store_request(audio, heard="Good morning."), None)
+    assert made.references[0].text == "Good morning."
+    found = await catalog.ResolveVoice(catalog_pb2.ResolveVoiceRequest(name=made.name), None)
+    assert found.reference_text == "Good morning."
+    assert [(word.word, word.start_s, word.end_s) for word in found.reference_words] == [
+        ("Good", 0.0, 0.5),
+        ("morning.", 1.0, 1.5),
+    ]
+    # An item of a batch is handed the same.
+    async with metadata.store.tenant("alpha") as tx:
+        voice = await speaking_voice(tx, "alpha", made.name, "")
+    assert voice.reference_text == "Good morning."
+    assert [word.text for word in voice.reference_words] == ["Good", "morning."]
+
+
+async def test_a_repeat_is_the_same_request_whatever_is_heard_then(metadata):
+    catalog = catalog_of(metadata)
+    audio = await add_audio(metadata, duration_s=10.0)
+    first = await catalog.StoreVoice(store_request(audio, heard="Good morning."), None)
+    again = await catalog.StoreVoice(store_request(audio, heard="Good mourning."), None)
+    assert again == first
+    unheard = await catalog.StoreVoice(store_request(audio), None)
+    assert unheard == first, "nor where nobody listened this time"
+    with pytest.raises(VoxfleetError) as caught:
+        await catalog.StoreVoice(store_request(audio, "Another text."), None)
+    assert caught.value.reason is Reason.REQUEST_ID_REUSED
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "reason"),
+    [(2.0, Reason.AUDIO_TOO_SHORT), (31.0, Reason.AUDIO_TOO_LONG), (10.0, Reason.TEXT_EMPTY)],
+)
+async def test_a_clip_that_nobody_could_hear_is_refused(metadata, duration_s, reason):
+    audio = await add_audio(metadata, duration_s=duration_s)
+    with pytest.raises(VoxfleetError) as caught:
+        await catalog_of(metadata).StoreVoice(store_request(audio), None)
+    assert caught.value.reason is reason
+    with pytest.raises(VoxfleetError):
+        await metadata.voices.get("alpha", "heard-voice")

@@ -138,7 +138,7 @@ async def test_every_declared_method_is_routed_or_says_that_it_is_not_built(gate
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
             assert error.metadata["feature"] == f"{name}.{method.name}"
             not_built += 1
-    assert not_built > 20
+    assert not_built > 10
     assert job_pb2.DESCRIPTOR
 
 

@@ -5,13 +5,24 @@ from services.common.rpc.caller import Caller
 from services.common.rpc.handlers import message_class, service_descriptor
 from services.gateway.routes import ROUTES
 from services.gateway.validation import _NAMES, validate, validate_first
-from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
+from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, lexicon_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 CALLER = Caller(team="alpha")
 A = "teams/alpha"
 B = "teams/beta"
 
 BAD = [
+    (
+        trust_pb2.CreateTeamRequest(team_id="gamma", team={"allowed_licences": ["MIT", "any thing"]}),
+        Reason.INVALID_ARGUMENT,
+        "team.allowed_licences[1]",
+    ),
+    (
+        trust_pb2.UpdateTeamRequest(team={"name": A, "allowed_licences": ["MIT"] * 65}),
+        Reason.INVALID_ARGUMENT,
+        "team.allowed_licences",
+    ),
+    (trust_pb2.VerifyProvenanceRequest(audio="nonsense"), Reason.INVALID_ARGUMENT, "audio"),
     (audio_pb2.GetAudioRequest(name="nonsense"), Reason.INVALID_ARGUMENT, "name"),
     (audio_pb2.GetAudioRequest(name=f"{A}/voices/some-thing"), Reason.INVALID_ARGUMENT, "name"),
     (audio_pb2.GetAudioRequest(name=f"{A}/audios/../x"), Reason.INVALID_ARGUMENT, "name"),
@@ -33,6 +44,41 @@ BAD = [
         ),
         Reason.INVALID_ARGUMENT,
         "parameters.speed",
+    ),
+    (
+        lexicon_pb2.CreateLexiconRequest(
+            parent=A, lexicon={"entries": [{"grapheme": "a", "alias": "b"}, {"grapheme": "A", "alias": "c"}]}
+        ),
+        Reason.INVALID_ARGUMENT,
+        "lexicon.entries[1].grapheme",
+    ),
+    (
+        lexicon_pb2.UpdateLexiconRequest(
+            lexicon={"name": f"{A}/lexicons/names", "entries": [{"grapheme": "a"}]}
+        ),
+        Reason.INVALID_ARGUMENT,
+        "lexicon.entries[0].alias",
+    ),
+    (
+        lexicon_pb2.CreateLexiconRequest(parent=A, lexicon={"language": "not a tag"}),
+        Reason.INVALID_ARGUMENT,
+        "lexicon.language",
+    ),
+    (
+        synthesis_pb2.SynthesizeRequest(
+            voice=f"{A}/voices/abcd",
+            text="x",
+            parameters={"lexicons": [f"{A}/lexicons/l-{n:04}" for n in range(9)]},
+        ),
+        Reason.INVALID_ARGUMENT,
+        "parameters.lexicons",
+    ),
+    (
+        synthesis_pb2.BatchSynthesizeRequest(
+            parent=A, items=[{"text": "x"}], parameters={"lexicons": [f"{A}/lexicons/names"] * 2}
+        ),
+        Reason.INVALID_ARGUMENT,
+        "parameters.lexicons",
     ),
     (voice_pb2.TrainVoiceRequest(parent=A), Reason.INVALID_ARGUMENT, "audios"),
     (
@@ -212,6 +258,7 @@ FOREIGN = [
     (job_pb2.ExplainJobRequest(name=f"{B}/jobs/abcd"), Reason.JOB_NOT_FOUND),
     (job_pb2.ListWebhooksRequest(parent=B), Reason.TEAM_NOT_FOUND),
     (job_pb2.DeleteWebhookRequest(name=f"{B}/webhooks/abcd"), Reason.INVALID_ARGUMENT),
+    (trust_pb2.VerifyProvenanceRequest(audio=f"{B}/audios/abcd"), Reason.AUDIO_NOT_FOUND),
 ]
 
 

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
+from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, not_found
 from services.common.jobs.model import NodeFacts
-from services.common.jobs.tasks import Blob, F5Voice
+from services.common.jobs.tasks import Blob, F5Voice, Pronunciation
+from services.common.pronouncing import Pronouncer
 from services.engines.bundles.manifest import Manifest
 from services.inference.calls import EngineFacts, EngineSpec, Event, Made, Request, Weights
+from services.inference.health import Vitals
 from services.inference.model import Role
-from services.inference.ports import ResolvedVoice, Usage
+from services.inference.ports import ResolvedAudio, ResolvedVoice, Usage
 
 BLOB = Blob(key="teams/blue/sha256/aa/aa", sha256="a" * 64, size_bytes=3)
 VOICE = F5Voice(name="teams/blue/voices/speaker", reference=BLOB, reference_text="Hello.", languages=("en",))
@@ -59,6 +61,10 @@ class FakeCall:
             if event is None or isinstance(event, Exception):
                 self._over.set()
 
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
     async def events(self) -> AsyncIterator[Event]:
         while (event := await self._events.get()) is not None:
             if isinstance(event, Exception):
@@ -84,6 +90,8 @@ class FakeEngine:
     has_ended: bool = False
     stubborn: bool = False
     health: Exception | None = None
+    vitals: Vitals = field(default_factory=Vitals)
+    mute: bool = False
 
     def __post_init__(self) -> None:
         self.loaded: asyncio.Future[EngineFacts] = asyncio.get_running_loop().create_future()
@@ -91,9 +99,12 @@ class FakeEngine:
     async def ready(self) -> EngineFacts:
         return await self.loaded
 
-    async def check(self) -> None:
+    async def check(self) -> Vitals:
+        if self.mute:
+            await asyncio.Event().wait()
         if self.health is not None:
             raise self.health
+        return self.vitals
 
     def call(self, request: Request) -> FakeCall:
         self.calls.append(FakeCall(self, request))
@@ -126,13 +137,32 @@ class FakeCatalog:
     """The record."""
 
     voices: dict[str, ResolvedVoice] = field(default_factory=dict)
+    audios: dict[str, ResolvedAudio] = field(default_factory=dict)
     bundles: dict[str, Manifest] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)
     usage: list[Usage] = field(default_factory=list)
+    licences: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    licences_asked: list[str] = field(default_factory=list)
+    lexicons: dict[str, tuple[Pronunciation, ...]] = field(default_factory=dict)
     down: bool = False
 
     async def resolve_voice(self, name: str, style: str) -> ResolvedVoice:
         return self.voices[name]
+
+    async def resolve_audio(self, name: str) -> ResolvedAudio:
+        if name not in self.audios:
+            raise not_found(Reason.AUDIO_NOT_FOUND, name)
+        return self.audios[name]
+
+    async def allowed_licences(self, team: str) -> tuple[str, ...]:
+        self.licences_asked.append(team)
+        return self.licences.get(team, ())
+
+    async def pronunciations(
+        self, team: str, lexicons: Sequence[str], text: str
+    ) -> tuple[Pronunciation, ...]:
+        entries = [entry for name in lexicons for entry in self.lexicons[name]]
+        return Pronouncer(entries).needed(text)
 
     async def stored_bundles(self) -> Sequence[Manifest]:
         return list(self.bundles.values())

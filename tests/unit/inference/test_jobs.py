@@ -32,6 +32,7 @@ from services.common.jobs.tasks import (
 from services.common.jobs.worker import Attempt
 from services.inference.app.bundles import Bundles
 from services.inference.app.jobs import Jobs
+from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
 from services.inference.calls import Advance, EngineSpec, Speak
 from services.inference.model import PoolPlan, Role
@@ -53,8 +54,9 @@ class Rig:
         self.executor = FakeExecutor()
         self.f5 = Pool(PoolPlan(Role.F5), self.executor)
         self.rvc = Pool(PoolPlan(Role.RVC), self.executor)
-        bundles = Bundles(FakeCatalog(), MemoryArtifactStore(), tmp_path)
-        self.jobs = Jobs(self.f5, self.rvc, bundles)
+        self.catalog = FakeCatalog()
+        bundles = Bundles(self.catalog, MemoryArtifactStore(), tmp_path)
+        self.jobs = Jobs(self.f5, self.rvc, bundles, TeamLicences(self.catalog))
         for pool in (self.f5, self.rvc):
             pool.use(EngineSpec(pool.plan.role))
         self.speaker, self.converter = self.executor.engines
@@ -226,10 +228,10 @@ async def test_capacity_falls_as_jobs_run(tmp_path: Path) -> None:
     rig = await Rig.up(tmp_path, slots=5)
     # One of the slots is kept for streams; for each of the others one text waits.
     rig.f5.plan = PoolPlan(Role.F5, reserved=1)
-    assert rig.jobs.capacity().free == {"f5.item": 8, "rvc.convert": 1, "bundle.pull": 1}
+    assert rig.jobs.capacity().free == {"f5.item": 8, "f5.convert": 4, "rvc.convert": 1, "bundle.pull": 1}
     tasks = [rig.begin(task)[1] for task in (text("a"), text("b"), CONVERT)]
     await settle()
-    assert rig.jobs.capacity().free == {"f5.item": 6, "rvc.convert": 0, "bundle.pull": 1}
+    assert rig.jobs.capacity().free == {"f5.item": 6, "f5.convert": 4, "rvc.convert": 0, "bundle.pull": 1}
     assert rig.jobs.capacity().default_bundle == "f5-small-random"
     for task in tasks:
         task.cancel()

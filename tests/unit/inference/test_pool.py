@@ -7,13 +7,15 @@ import asyncio
 import pytest
 
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, invalid
-from services.inference.app.members import GpusLentError, Running
+from services.common.jobs.tasks import SpeakingParameters
+from services.inference.app.members import GpusLentError
 from services.inference.app.pool import Pool
-from services.inference.calls import Convert, EngineFacts, EngineSpec, Pcm
+from services.inference.calls import EngineFacts, EngineSpec, Pcm, StreamSpeech
+from services.inference.health import HealthPlan
 from services.inference.model import PoolPlan, Rank, ReplicaState, Role
-from tests.unit.inference.fakes import Clock, FakeExecutor, facts, lost, settle
+from tests.unit.inference.fakes import VOICE, Clock, FakeExecutor, facts, lost, settle
 
-REQUEST = Convert("job", None)  # type: ignore[arg-type]
+REQUEST = StreamSpeech("Hello there.", VOICE, SpeakingParameters(seed=1))
 PIECE = Pcm(b"ab", 1, 0.1)
 
 
@@ -35,7 +37,6 @@ class Rig:
     def run(self, rank: Rank = Rank.BATCH) -> asyncio.Task[list]:
         async def work() -> list:
             async with self.pool.call(lambda _: REQUEST, rank) as running:
-                assert isinstance(running, Running)
                 return [event async for event in running.events()]
 
         return asyncio.create_task(work())
@@ -225,8 +226,6 @@ async def test_what_make_refuses_takes_no_slot() -> None:
     with pytest.raises(VoxfleetError):
         async with rig.pool.call(refuse, Rank.BATCH):
             pass
-    async with rig.pool.call(lambda _: None, Rank.BATCH) as running:
-        assert running is None
     assert rig.busy == [0]
 
 
@@ -251,14 +250,14 @@ async def test_new_weights_replace_a_replica_when_its_calls_have_ended() -> None
 
 
 async def test_health_checks_find_the_dead_and_the_mute() -> None:
-    rig = Rig(health_s=5.0, health_limit_s=0.01)
+    rig = Rig(PoolPlan(Role.F5, health=HealthPlan(check_s=5.0)))
     await rig.up()
     keeper = asyncio.create_task(rig.pool.run())
     await settle()
     first = rig.last
     first.health = lost()
     rig.clock.now_s += 6
-    rig.pool._check_all()
+    rig.pool.watch()
     await settle()
     assert first.has_ended
     assert len(rig.executor.engines) == 2
@@ -380,3 +379,31 @@ async def test_the_scheduler_is_told_what_a_pool_does() -> None:
     assert rig.pool.state == state, "that time passes is no news"
     for task in tasks:
         task.cancel()
+
+
+async def test_a_slot_that_comes_as_the_wait_ends_is_used_or_given_on() -> None:
+    for _ in range(30):
+        rig = Rig(PoolPlan(Role.F5, queue_wait_s=0.001))
+        await rig.up()
+        first, second = rig.run(), rig.run(Rank.INTERACTIVE)
+        await settle()
+        # The wait's end and the slot come in the same breath, whichever is first.
+        await asyncio.sleep(0.0008)
+        rig.last.calls[0].send(None)
+        await first
+        await settle()
+        for call in rig.last.calls[1:]:
+            call.send(None)
+        await asyncio.gather(second, return_exceptions=True)
+        await settle()
+        assert rig.busy == [0]
+
+
+async def test_a_pool_with_some_replicas_takes_work_while_another_does_not_start() -> None:
+    rig = Rig(PoolPlan(Role.F5, least=2, most=2))
+    first, second = rig.executor.engines
+    first.loaded.set_result(facts(slots=3))
+    second.loaded.set_exception(RuntimeError("no GPU"))
+    await settle()
+    assert rig.pool.broken is not None
+    assert rig.pool.places() == 6, "three, and as many where the other will be"

@@ -8,12 +8,14 @@ from contextlib import aclosing
 import pytest
 
 from services.common.errors import Reason, VoxfleetError, invalid
-from services.common.jobs.tasks import SpeakingParameters
+from services.common.jobs.model import SpeechQuality
+from services.common.jobs.tasks import SpeakingParameters, TimedWord
 from services.inference.app.pool import Pool
 from services.inference.app.synthesis import PIECE_BYTES, Header, SpeechRequest, Summary, Synthesis
-from services.inference.calls import EngineSpec, Opened, Pcm, Weights
+from services.inference.calls import Closed, EngineSpec, Opened, Pcm, Weights
 from services.inference.model import PoolPlan, Role
 from services.inference.ports import ResolvedVoice
+from services.inference.servicer import summary_of
 from tests.unit.inference.fakes import VOICE, FakeCatalog, FakeExecutor, facts, lost, settle
 
 WEIGHTS = Weights("small", trained=False, licence="MIT")
@@ -77,6 +79,22 @@ async def test_header_samples_summary_usage() -> None:
     usage = rig.catalog.usage[0]
     assert (usage.team, usage.voice, usage.characters) == ("blue", VOICE.name, 6)
     assert usage.audio_s == summary.duration_s
+
+
+async def test_what_the_engine_says_at_the_end_is_in_the_summary() -> None:
+    rig = Rig()
+    await rig.up()
+    task = rig.begin(word_timestamps=True)
+    await settle()
+    words = (TimedWord(text="Hello.", start_s=0.0, end_s=0.4),)
+    closed = Closed(words, SpeechQuality(0.0, 0.8, 2, "hello", passed=True), "Hello.")
+    rig.call.send(OPENED, pcm(24_000), closed, None)
+    summary = (await task)[-1]
+    assert summary.closed == closed
+    shown = summary_of(summary)
+    assert [(word.word, word.start_s, word.end_s) for word in shown.words] == [("Hello.", 0.0, 0.4)]
+    assert (shown.quality.similarity, shown.quality.tries, shown.quality.heard) == (0.8, 2, "hello")
+    assert (shown.quality.passed, shown.spoken_text) == (True, "Hello.")
 
 
 async def test_a_death_before_the_first_sample_is_hidden() -> None:

@@ -19,6 +19,7 @@ from voxfleet.v1 import (
     fleet_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    lexicon_pb2_grpc,
     synthesis_pb2,
     synthesis_pb2_grpc,
     trust_pb2,
@@ -37,6 +38,7 @@ class Double(
     synthesis_pb2_grpc.SynthesisServiceServicer,
     fleet_pb2_grpc.FleetServiceServicer,
     trust_pb2_grpc.TrustServiceServicer,
+    lexicon_pb2_grpc.LexiconServiceServicer,
 ):
     """What it was asked is in ``calls``; what it is to refuse is in ``failures``, by method."""
 
@@ -57,6 +59,7 @@ class Double(
         self.cut_downloads_after: collections.deque[int] = collections.deque()
         self.corrupt_download = False
         self.provenance: audio_pb2.Provenance | None = None
+        self.verified = trust_pb2.VerifyProvenanceResponse()
         self.watches: collections.deque[list[job_pb2.WatchJobResponse | VoxfleetError]] = collections.deque()
         self.jobs: dict[str, job_pb2.Job] = {}
         self.items: list[job_pb2.Job] = []
@@ -331,6 +334,16 @@ class Double(
         self.note("CreateApiKey", request, context)
         return trust_pb2.ApiKey(name=f"{request.parent}/apiKeys/k-1", token="vf-secret")
 
+    def UpdateTeam(self, request: Any, context: grpc.ServicerContext) -> trust_pb2.Team:
+        self.note("UpdateTeam", request, context)
+        return request.team
+
+    def VerifyProvenance(
+        self, request: Any, context: grpc.ServicerContext
+    ) -> trust_pb2.VerifyProvenanceResponse:
+        self.note("VerifyProvenance", request, context)
+        return self.verified
+
 
 def refuse(context: grpc.ServicerContext, failure: VoxfleetError | grpc.StatusCode) -> None:
     """Ends the call as the gateway does (an error with its details), or as a broken connection looks."""
@@ -350,6 +363,7 @@ def serve(double: Double) -> tuple[grpc.Server, int]:
     synthesis_pb2_grpc.add_SynthesisServiceServicer_to_server(double, server)
     fleet_pb2_grpc.add_FleetServiceServicer_to_server(double, server)
     trust_pb2_grpc.add_TrustServiceServicer_to_server(double, server)
+    lexicon_pb2_grpc.add_LexiconServiceServicer_to_server(double, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, port

@@ -198,6 +198,19 @@ def test_convert_downloads_in_the_format_of_the_files_ending(
     assert not request.parameters.HasField("index_rate")
 
 
+def test_convert_gives_each_engine_what_is_its_own(run: Run, double: Double) -> None:
+    double.jobs[NAME] = job(job_pb2.JOB_STATE_QUEUED)
+    assert run("convert", "a-0001", "--voice", "v-anna", "--seed", "3").exit_code == 0
+    f5 = ("--engine", "f5", "--preset", "fast", "--language", "en", "--pitch", "-2", "--seed", "3")
+    assert run("convert", "a-0001", "--voice", "v-anna", *f5).exit_code == 0
+    trained, spoken = double.asked("ConvertAudio")
+    assert (trained.engine, trained.parameters.HasField("speaking")) == ("", False)
+    assert spoken.engine == "f5"
+    assert spoken.parameters == synthesis_pb2.ConversionParameters(
+        pitch_shift=-2, seed=3, speaking={"preset": "fast", "language": "en"}
+    )
+
+
 def test_models_pull_asks_for_the_licence(run: Run, double: Double) -> None:
     double.jobs[NAME] = job(job_pb2.JOB_STATE_QUEUED)
     double.bundles = [
@@ -387,7 +400,7 @@ def test_operators_steer_the_fleet(run: Run, double: Double) -> None:
 
 
 COMMANDS = {
-    "audio": ["upload", "show", "list", "analyze", "download", "url", "delete"],
+    "audio": ["upload", "show", "list", "analyze", "download", "url", "verify", "delete"],
     "voice": ["create", "train", "list", "show", "update", "delete", "undelete", "checkpoints"],
     "job": [
         "list", "show", "watch", "wait", "cancel", "pause", "resume", "retry", "update", "priority",
@@ -396,7 +409,7 @@ COMMANDS = {
     "models": ["list", "pull", "import"],
     "fleet": ["show", "queues", "usage", "quota", "set-quota", "drain", "resume"],
     "webhook": ["create", "list", "delete", "verify"],
-    "team": ["list", "create"],
+    "team": ["list", "create", "update"],
     "key": ["list", "create", "revoke"],
     "": ["say", "batch", "convert", "engines", "config", "version"],
 }  # fmt: skip

@@ -37,10 +37,10 @@ class Lexicon(_message.Message):
     display_name: _builtins.str
     """A name for people."""
     language: _builtins.str
-    """BCP-47."""
+    """BCP-47, for people: a lexicon applies wherever it is named."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LexiconEntry]:
-        """Up to 10,000."""
+        """Up to 10,000, no word twice. GetLexicon has them; in a list they are left out."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -77,9 +77,11 @@ class LexiconEntry(_message.Message):
     GRAPHEME_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     grapheme: _builtins.str
-    """As written."""
+    """As written: a word or several, up to 200 characters. With a capital beyond the first letter it is matched
+    as it is, else whatever its capitals.
+    """
     alias: _builtins.str
-    """As spelled for the engine."""
+    """As spelled for the engine, up to 200 characters."""
     def __init__(
         self,
         *,
@@ -107,7 +109,7 @@ class CreateLexiconRequest(_message.Message):
     parent: _builtins.str
     """`teams/{team}`."""
     lexicon_id: _builtins.str
-    """The last part of its name."""
+    """The last part of its name; made from the display name where empty."""
     request_id: _builtins.str
     """Makes a repeat return the first answer."""
     @_builtins.property

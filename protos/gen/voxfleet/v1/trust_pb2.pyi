@@ -45,6 +45,34 @@ ROLE_OPERATOR: Role.ValueType  # 2
 """The fleet as well."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _ProvenanceEvidence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProvenanceEvidenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProvenanceEvidence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROVENANCE_EVIDENCE_UNSPECIFIED: _ProvenanceEvidence.ValueType  # 0
+    """Never sent."""
+    PROVENANCE_EVIDENCE_RECORD: _ProvenanceEvidence.ValueType  # 1
+    """The record: a job of the team made it."""
+    PROVENANCE_EVIDENCE_TAGS: _ProvenanceEvidence.ValueType  # 2
+    """The tags in its file, which anyone can write or remove."""
+    PROVENANCE_EVIDENCE_WATERMARK: _ProvenanceEvidence.ValueType  # 3
+    """The inaudible mark in its sound."""
+
+class ProvenanceEvidence(_ProvenanceEvidence, metaclass=_ProvenanceEvidenceEnumTypeWrapper):
+    """What tells that an audio was made by a machine."""
+
+PROVENANCE_EVIDENCE_UNSPECIFIED: ProvenanceEvidence.ValueType  # 0
+"""Never sent."""
+PROVENANCE_EVIDENCE_RECORD: ProvenanceEvidence.ValueType  # 1
+"""The record: a job of the team made it."""
+PROVENANCE_EVIDENCE_TAGS: ProvenanceEvidence.ValueType  # 2
+"""The tags in its file, which anyone can write or remove."""
+PROVENANCE_EVIDENCE_WATERMARK: ProvenanceEvidence.ValueType  # 3
+"""The inaudible mark in its sound."""
+Global___ProvenanceEvidence: _TypeAlias = ProvenanceEvidence  # noqa: Y015
+
 @_typing.final
 class Team(_message.Message):
     """A team: a tenant."""
@@ -704,22 +732,28 @@ class VerifyProvenanceResponse(_message.Message):
     GENERATED_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     generated: _builtins.bool
     """Whether."""
     confidence: _builtins.float
-    """How sure, 0 to 1."""
+    """How sure it is that it was generated, 0 to 1."""
     job: _builtins.str
-    """The job that made it."""
+    """The job that made it, where that is known and it is of the same team."""
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedScalarFieldContainer[Global___ProvenanceEvidence.ValueType]:
+        """What says so; empty where it is not generated."""
+
     def __init__(
         self,
         *,
         generated: _builtins.bool = ...,
         confidence: _builtins.float = ...,
         job: _builtins.str = ...,
+        evidence: _abc.Iterable[Global___ProvenanceEvidence.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "generated", b"generated", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "evidence", b"evidence", "generated", b"generated", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

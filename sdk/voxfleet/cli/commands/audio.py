@@ -128,6 +128,29 @@ def url(
         session.say(found.url)
 
 
+@command(group, "verify")
+def verify(
+    session: Session,
+    name_or_file: Annotated[
+        str,
+        typer.Argument(metavar="AUDIO|FILE", help="An audio, or a file to upload first.", show_default=False),
+    ],
+) -> None:
+    """Say whether a machine made it, by the record, its file's tags and its inaudible mark."""
+    name = session.audio(name_or_file, "conversion")
+    found = session.client.trust.verify_provenance(name)
+    if session.as_json:
+        output.print_json({"audio": name, **output.to_json(found)})
+        return
+    if not found.generated:
+        session.say("not known to be generated: no record, no tag, no mark")
+        return
+    sources = [_SOURCES.get(source, str(source)) for source in found.evidence]
+    session.say(f"generated ({found.confidence:.4f}), by {', '.join(sources)}")
+    if found.job:
+        session.say(f"made by {found.job}")
+
+
 @command(group, "delete")
 def delete(session: Session, name: AudioName) -> None:
     """Delete a recording; refused while a voice or a job needs it."""
@@ -163,6 +186,10 @@ ENDINGS = {
     "audio/aac": ".aac",
     "audio/webm": ".webm",
 }
+
+
+# By the numbers of voxfleet.v1.ProvenanceEvidence.
+_SOURCES = {1: "the record", 2: "the tags of its file", 3: "the mark in its sound"}
 
 
 def _word(audio: audio_pb2.Audio, field: str, prefix: str) -> str:

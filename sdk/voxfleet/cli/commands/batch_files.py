@@ -45,8 +45,18 @@ def parse_items(text: str) -> Iterator[synthesis_pb2.BatchItem]:
             ) from error
 
 
-def download_items(session: Session, batch: job_pb2.Job, folder: Path, format: str) -> None:  # noqa: A002
-    """Downloads the audio of each item that succeeded, and says why the others did not."""
+def download_items(
+    session: Session,
+    batch: job_pb2.Job,
+    folder: Path,
+    format: str,  # noqa: A002
+    *,
+    words: bool = False,
+) -> None:
+    """Downloads the audio of each item that succeeded, and says why the others did not.
+
+    Where ``words`` are wanted, a file ``.words.json`` beside each says when each word is spoken.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Any]] = []
     taken: set[str] = set()
@@ -58,13 +68,24 @@ def download_items(session: Session, batch: job_pb2.Job, folder: Path, format: s
             continue
         path = folder / file_name(item_id, item.item_index, _ENDINGS.get(format.lower(), ""), taken)
         session.client.audio.download(item.result.audios[0], path)
-        files.append({"item_id": item_id, "file": str(path)})
+        made: dict[str, Any] = {"item_id": item_id, "file": str(path)}
+        if words:
+            made["words"] = _write_words(session, item.result.audios[0], path)
+        files.append(made)
         session.say(str(path))
     counts = batch.batch_counts
     session.remark(f"{counts.succeeded} of {counts.total} lines succeeded, {counts.failed} failed")
     if session.as_json:
         output.print_json({"job": output.to_json(batch), "files": files})
     session.note_weights([batch])
+
+
+def _write_words(session: Session, audio: str, path: Path) -> str:
+    """When each word of an audio is said, beside its file; the name of what was written."""
+    found = output.to_json(session.client.audio.get(audio))["words"]
+    beside = path.with_name(path.name + ".words.json")
+    beside.write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return str(beside)
 
 
 def file_name(item_id: str, index: int, ending: str, taken: set[str]) -> str:

@@ -12,6 +12,14 @@ from voxfleet.cli import output
 from voxfleet.cli.commands.audio import download_to
 from voxfleet.cli.commands.batch_files import download_items, read_items
 from voxfleet.cli.commands.jobs import After, Priority
+from voxfleet.cli.commands.speech_files import (
+    FORMATS,
+    format_of,
+    gate,
+    quality_line,
+    word_lines,
+    write_speech,
+)
 from voxfleet.cli.session import Session, command, pairs
 
 Voice = Annotated[str, typer.Option(help="Id or name of the voice.", show_default=False)]
@@ -24,16 +32,23 @@ Preset = Annotated[str, typer.Option(help="fast, balanced or quality.")]
 Steps = Annotated[int, typer.Option(help="4 to 64; overrides the preset.")]
 Language = Annotated[str, typer.Option(help="BCP-47; the voice's first where empty.")]
 Style = Annotated[str, typer.Option(help="Style of the reference clip.")]
+Lexicons = Annotated[
+    list[str], typer.Option("--lexicon", help="Says how words are spoken; may be repeated, the first counts.")
+]
+Verbatim = Annotated[bool, typer.Option("--verbatim", help="Put no numbers and units into words.")]
 
-FORMATS = {
-    ".wav": "wav",
-    ".flac": "flac",
-    ".mp3": "mp3",
-    ".opus": "opus",
-    ".ogg": "opus",
-    ".m4a": "aac",
-    ".aac": "aac",
-}
+Bitrate = Annotated[int, typer.Option("--bitrate", help="kbit/s of mp3, opus and aac.")]
+Pitch = Annotated[float, typer.Option(help="Semitones, -12 to 12, at the same pace.")]
+Loudness = Annotated[
+    float | None, typer.Option(help="LUFS, -40 to -5; as loud as the reference where not given.")
+]
+MaxWer = Annotated[
+    float, typer.Option("--max-wer", help="Speak again what a recogniser hears worse, 0 to 1; 0.1 is strict.")
+]
+MinSimilarity = Annotated[
+    float, typer.Option(help="Speak again what is less like the reference, 0 to 1; 0.7 is strict.")
+]
+Tries = Annotated[int, typer.Option(help="How often it is spoken at most, 1 to 5; 3 where 0.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -51,7 +66,10 @@ def say(
     *,
     voice: Voice,
     to: Annotated[
-        Path, typer.Option("--output", "-o", help="WAV file to write; - for standard output.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="File to write: wav, flac, mp3, opus or m4a; - for standard output."
+        ),
     ] = Path("out.wav"),
     preset: Preset = "",
     steps: Steps = 0,
@@ -60,13 +78,22 @@ def say(
     duration: Annotated[float, typer.Option(help="Exactly so many seconds; natural where 0.")] = 0.0,
     language: Language = "",
     style: Style = "",
+    lexicon: Lexicons = [],  # noqa: B006
+    verbatim: Verbatim = False,
+    pitch: Pitch = 0.0,
+    loudness: Loudness = None,
+    format: Format = "",  # noqa: A002
     rate_hz: RateHz = 0,
+    bitrate: Bitrate = 0,
     words: Annotated[bool, typer.Option("--words", help="Show when each word is said.")] = False,
+    max_wer: MaxWer = 0.0,
+    min_similarity: MinSimilarity = 0.0,
+    tries: Tries = 0,
 ) -> None:
-    """Speak a text with a voice, to a WAV file."""
+    """Speak a text with a voice, to a file."""
     from voxfleet.v1 import synthesis_pb2
 
-    speech = session.client.synthesis.say(
+    stream = session.client.synthesis.synthesize(
         sys.stdin.read() if text == "-" else text,
         voice,
         parameters=synthesis_pb2.SynthesisParameters(
@@ -77,15 +104,21 @@ def say(
             duration_s=duration,
             language=language,
             style=style,
+            lexicons=lexicon,
+            verbatim=verbatim,
+            pitch_shift=pitch,
+            loudness_lufs=loudness,
             word_timestamps=words,
+            quality=gate(max_wer, min_similarity, tries),
         ),
+        format=format_of(to, format),
         rate_hz=rate_hz,
+        bitrate_kbps=bitrate,
     )
-    if str(to) == "-":
-        speech.save_wav(sys.stdout.buffer)
-        sys.stdout.flush()
-    else:
-        speech.save_wav(to)
+    speech = write_speech(session, stream, to)
+    # Standard output may be the audio; then what people read goes beside it.
+    tell = session.remark if str(to) == "-" else session.say
+    if str(to) != "-":
         if session.as_json:
             output.print_json(
                 {
@@ -97,8 +130,10 @@ def say(
             )
         made = f"{to}: {speech.duration_s:.2f} s, seed {speech.provenance.seed}"
         session.say(f"{made}, {speech.provenance.weights}".rstrip(", "))
-        for word in speech.summary.words:
-            session.say(f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.word}")
+    for line in word_lines(speech.summary.words):
+        tell(line)
+    if speech.summary.HasField("quality"):
+        tell(quality_line(speech.summary.quality))
     session.note_weights([speech.provenance])
 
 
@@ -123,8 +158,19 @@ def batch(
     seed: Seed = 0,
     language: Language = "",
     style: Style = "",
+    lexicon: Lexicons = [],  # noqa: B006
+    verbatim: Verbatim = False,
+    pitch: Pitch = 0.0,
+    loudness: Loudness = None,
     format: Format = "",  # noqa: A002
     rate_hz: RateHz = 0,
+    bitrate: Bitrate = 0,
+    words: Annotated[
+        bool, typer.Option("--words", help="Note when each word is said; beside each file of --out-dir.")
+    ] = False,
+    max_wer: MaxWer = 0.0,
+    min_similarity: MinSimilarity = 0.0,
+    tries: Tries = 0,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     label: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
     after: After = [],  # noqa: B006
@@ -139,10 +185,22 @@ def batch(
         read_items(lines),
         voice,
         parameters=synthesis_pb2.SynthesisParameters(
-            preset=preset, steps=steps, speed=speed, seed=seed, language=language, style=style
+            preset=preset,
+            steps=steps,
+            speed=speed,
+            seed=seed,
+            language=language,
+            style=style,
+            lexicons=lexicon,
+            verbatim=verbatim,
+            pitch_shift=pitch,
+            loudness_lufs=loudness,
+            word_timestamps=words,
+            quality=gate(max_wer, min_similarity, tries),
         ),
         format=format,
         rate_hz=rate_hz,
+        bitrate_kbps=bitrate,
         display_name=name,
         labels=pairs(label, "--label"),
         depends_on=after,
@@ -156,7 +214,7 @@ def batch(
         session.submitted(job, follow=follow)
     else:
         session.remark(job.name)
-        download_items(session, session.follow(job), out_dir, format or "wav")
+        download_items(session, session.follow(job), out_dir, format or "wav", words=words)
 
 
 def convert(
@@ -169,16 +227,27 @@ def convert(
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="Wait for the end, and download to this file.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="rvc (the default) or f5.")] = "",
-    pitch: Annotated[float | None, typer.Option(help="Semitones, -24 to 24.")] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="rvc (the default), or f5: a zero-shot voice speaks it again, with its timing."),
+    ] = "",
+    pitch: Annotated[float | None, typer.Option(help="Semitones, -24 to 24; with f5 -12 to 12.")] = None,
     index_rate: Annotated[float | None, typer.Option(help="0 to 1; 0.5 by default.")] = None,
     filter_radius: Annotated[int | None, typer.Option(help="0 to 7; 3 by default.")] = None,
     rms_mix_rate: Annotated[float | None, typer.Option(help="0 to 1; 0.25 by default.")] = None,
     protect: Annotated[float | None, typer.Option(help="0 to 0.5; 0.33 by default.")] = None,
     f0_method: Annotated[str, typer.Option(help="The voice's own by default.")] = "",
     seed: Seed = 0,
+    preset: Annotated[str, typer.Option(help="f5: fast, balanced or quality.")] = "",
+    steps: Annotated[int, typer.Option(help="f5: 4 to 64; overrides the preset.")] = 0,
+    language: Annotated[str, typer.Option(help="f5: BCP-47 of what is said; heard where empty.")] = "",
+    style: Annotated[str, typer.Option(help="f5: style of the reference clip.")] = "",
+    lexicon: Annotated[
+        list[str], typer.Option("--lexicon", help="f5: says how words are spoken; may be repeated.")
+    ] = [],  # noqa: B006
     format: Format = "",  # noqa: A002
     rate_hz: RateHz = 0,
+    bitrate: Bitrate = 0,
     after: After = [],  # noqa: B006
     priority: Priority = 0,
     follow: Follow = False,
@@ -186,6 +255,10 @@ def convert(
     """Turn the voice of a recording into another, as a job."""
     from voxfleet.v1 import synthesis_pb2
 
+    speaking = synthesis_pb2.SynthesisParameters(
+        preset=preset, steps=steps, language=language, style=style, lexicons=lexicon
+    )
+    given = speaking != synthesis_pb2.SynthesisParameters()
     name = session.audio(audio, "conversion")
     job = session.client.synthesis.convert(
         name,
@@ -199,9 +272,12 @@ def convert(
             protect=protect,
             f0_method=f0_method,
             seed=seed,
+            # Only where it was given: the other engine refuses what it does not heed.
+            speaking=speaking if given else None,
         ),
         format=format or (FORMATS.get(to.suffix.lower(), "") if to else ""),
         rate_hz=rate_hz,
+        bitrate_kbps=bitrate,
         depends_on=after,
         priority=priority,
     )

@@ -65,6 +65,28 @@ def create_team(
     session.show(session.client.trust.create_team(team_id, display_name=name, allowed_licences=licence))
 
 
+@command(teams, "update")
+def update_team(
+    session: Session,
+    team_id: Annotated[str, typer.Argument(metavar="TEAM", help="Its id or name.", show_default=False)],
+    *,
+    name: Annotated[str | None, typer.Option(help="A name for people.", show_default=False)] = None,
+    allow_licence: Annotated[
+        list[str], typer.Option(help="SPDX id of weights it may use, in place of those before; repeatable.")
+    ] = [],  # noqa: B006
+    allow_any_licence: Annotated[
+        bool, typer.Option("--allow-any-licence", help="It may use any weights again.")
+    ] = False,
+) -> None:
+    """Change a team's name, or which weights it may use. Operators only."""
+    if allow_licence and allow_any_licence:
+        raise typer.BadParameter("give --allow-licence or --allow-any-licence, not both")
+    if name is None and not allow_licence and not allow_any_licence:
+        raise typer.BadParameter("nothing to change: give --name, --allow-licence or --allow-any-licence")
+    licences = allow_licence if allow_licence or allow_any_licence else None
+    session.show(session.client.trust.update_team(team_id, display_name=name, allowed_licences=licences))
+
+
 @command(keys, "list")
 def list_keys(session: Session) -> None:
     """List the team's keys, without their tokens."""

@@ -14,6 +14,7 @@ from voxfleet.client.decode import error_of
 from voxfleet.client.errors import VoxfleetError
 from voxfleet.client.retry import RetryPolicy
 from voxfleet.client.tracing import trace_headers
+from voxfleet.v1 import audio_pb2_grpc, job_pb2_grpc, synthesis_pb2_grpc
 
 
 class PageRequest(Protocol):
@@ -48,6 +49,10 @@ class Calls:
         self, channel: grpc.aio.Channel, config: ClientConfig, policy: RetryPolicy, timeout_s: float
     ) -> None:
         self.channel = channel
+        # Made here for all: making one on a channel that another thread closes crashes gRPC.
+        self.audio = audio_pb2_grpc.AudioServiceStub(channel)
+        self.jobs = job_pb2_grpc.JobServiceStub(channel)
+        self.synthesis = synthesis_pb2_grpc.SynthesisServiceStub(channel)
         self.config = config
         self.policy = policy
         self.timeout_s = timeout_s

@@ -11,6 +11,7 @@ from voxfleet.client.aio.audio import AudioGroup
 from voxfleet.client.aio.calls import Calls
 from voxfleet.client.aio.fleet import FleetGroup
 from voxfleet.client.aio.jobs import JobGroup
+from voxfleet.client.aio.lexicons import LexiconGroup
 from voxfleet.client.aio.synthesis import SynthesisGroup
 from voxfleet.client.aio.trust import TrustGroup
 from voxfleet.client.aio.voices import VoiceGroup
@@ -39,6 +40,7 @@ class AsyncClient:
         audio: uploads, measures, downloads.
         voices: makes, trains, lists voices.
         synthesis: speaks, converts, brings weights in.
+        lexicons: how the team wants words said.
         jobs: follows jobs and steers them.
         fleet: nodes, queues, quotas, usage.
         trust: teams and keys.
@@ -66,6 +68,7 @@ class AsyncClient:
         self.audio = AudioGroup(calls)
         self.voices = VoiceGroup(calls)
         self.synthesis = SynthesisGroup(calls)
+        self.lexicons = LexiconGroup(calls)
         self.jobs = JobGroup(calls)
         self.fleet = FleetGroup(calls)
         self.trust = TrustGroup(calls)

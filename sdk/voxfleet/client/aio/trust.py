@@ -1,17 +1,21 @@
-"""Teams and their keys: ``client.trust``."""
+"""Teams, their keys, and where audio came from: ``client.trust``."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+
+from google.protobuf import field_mask_pb2
 
 from voxfleet.client import names
 from voxfleet.client.aio.calls import Calls
 from voxfleet.client.enums import ROLES, enum_value
 from voxfleet.v1 import trust_pb2, trust_pb2_grpc
 
+_VERIFY_TIMEOUT_S = 120.0
+
 
 class TrustGroup:
-    """Makes and lists teams and API keys."""
+    """Makes, changes and lists teams and API keys; verifies where audio came from."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -39,6 +43,46 @@ class TrustGroup:
             request_id=request_id or names.new_request_id(),
         )
         return await self._calls.unary(self._stub.CreateTeam, request, safe=True)
+
+    async def update_team(
+        self,
+        team: str,
+        *,
+        display_name: str | None = None,
+        allowed_licences: Sequence[str] | None = None,
+    ) -> trust_pb2.Team:
+        """Changes a team; what is None stays as it is. Operators only.
+
+        Args:
+            team: its id or name.
+            display_name: for people.
+            allowed_licences: SPDX ids of the weights it may use; any where empty.
+        """
+        paths = [
+            path
+            for path, value in (("display_name", display_name), ("allowed_licences", allowed_licences))
+            if value is not None
+        ]
+        request = trust_pb2.UpdateTeamRequest(
+            team=trust_pb2.Team(
+                name=names.team_name(team),
+                display_name=display_name or "",
+                allowed_licences=allowed_licences or (),
+            ),
+            update_mask=field_mask_pb2.FieldMask(paths=paths),
+        )
+        return await self._calls.unary(self._stub.UpdateTeam, request, safe=True)
+
+    async def verify_provenance(self, audio: str) -> trust_pb2.VerifyProvenanceResponse:
+        """Says whether an audio was made by a machine, and what says so: record, tags, inaudible mark.
+
+        Args:
+            audio: its id or name. The whole of it is listened to: half an hour takes a few seconds.
+        """
+        request = trust_pb2.VerifyProvenanceRequest(audio=self._calls.name("audios", audio))
+        return await self._calls.unary(
+            self._stub.VerifyProvenance, request, safe=True, timeout_s=_VERIFY_TIMEOUT_S
+        )
 
     async def teams(self) -> AsyncIterator[trust_pb2.Team]:
         """The teams that this key may see."""

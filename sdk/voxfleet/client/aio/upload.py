@@ -9,7 +9,7 @@ from voxfleet.client.aio.calls import Calls
 from voxfleet.client.errors import NotFound, VoxfleetError, is_cut
 from voxfleet.client.retry import Patience
 from voxfleet.client.source import CHUNK_BYTES, Source
-from voxfleet.v1 import audio_pb2, audio_pb2_grpc
+from voxfleet.v1 import audio_pb2
 
 # What the server says of an upload that can go on once its durable offset has been asked for.
 _RESUMABLE_REASONS = frozenset({"UPLOAD_OFFSET_MISMATCH", "UPLOAD_INCOMPLETE"})
@@ -36,7 +36,7 @@ class Uploader:
         timeout_s: float,
     ) -> None:
         self._calls = calls
-        self._stub = audio_pb2_grpc.AudioServiceStub(calls.channel)
+        self._stub = calls.audio
         self._source = source
         self._opening = opening
         self._progress = progress

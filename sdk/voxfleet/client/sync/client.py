@@ -14,6 +14,7 @@ from voxfleet.client.sync.audio import AudioGroup
 from voxfleet.client.sync.calls import Calls
 from voxfleet.client.sync.fleet import FleetGroup
 from voxfleet.client.sync.jobs import JobGroup
+from voxfleet.client.sync.lexicons import LexiconGroup
 from voxfleet.client.sync.synthesis import SynthesisGroup
 from voxfleet.client.sync.trust import TrustGroup
 from voxfleet.client.sync.voices import VoiceGroup
@@ -40,6 +41,7 @@ class Client:
         audio: uploads, measures, downloads.
         voices: makes, trains, lists voices.
         synthesis: speaks, converts, brings weights in.
+        lexicons: how the team wants words said.
         jobs: follows jobs and steers them.
         fleet: nodes, queues, quotas, usage.
         trust: teams and keys.
@@ -67,6 +69,7 @@ class Client:
         self.audio = AudioGroup(calls)
         self.voices = VoiceGroup(calls)
         self.synthesis = SynthesisGroup(calls)
+        self.lexicons = LexiconGroup(calls)
         self.jobs = JobGroup(calls)
         self.fleet = FleetGroup(calls)
         self.trust = TrustGroup(calls)

@@ -12,7 +12,7 @@ from voxfleet.client import port_sync
 from voxfleet.client.errors import DataLoss, Unavailable, VoxfleetError, is_cut
 from voxfleet.client.retry import Patience
 from voxfleet.client.sync.calls import Calls
-from voxfleet.v1 import audio_pb2, audio_pb2_grpc
+from voxfleet.v1 import audio_pb2
 
 
 class Downloader:
@@ -32,7 +32,7 @@ class Downloader:
         self, calls: Calls, name: str, progress: Callable[[int, int], None] | None, timeout_s: float
     ) -> None:
         self._calls = calls
-        self._stub = audio_pb2_grpc.AudioServiceStub(calls.channel)
+        self._stub = calls.audio
         self._name = name
         self._progress = progress
         self._timeout_s = timeout_s

@@ -10,23 +10,23 @@ import grpc
 from voxfleet.client import port_sync
 from voxfleet.client.errors import DataLoss
 from voxfleet.client.sync.calls import Calls
-from voxfleet.v1 import synthesis_pb2, synthesis_pb2_grpc
+from voxfleet.v1 import synthesis_pb2
 
 
 class SpeechStream:
-    """Pieces of PCM (signed 16-bit little-endian mono), in order, once.
+    """Pieces of PCM (signed 16-bit little-endian mono), or of the file that was asked for, in order, once.
 
     The request is sent when iteration begins. While the server is unavailable and nothing has come, it is
     repeated; once anything has come, never.
 
     Attributes:
-        header: set before the first piece: the sample rate, how it is made.
-        summary: set after the last: seed, duration, word timestamps.
+        header: set before the first piece: the format, the sample rate, how it is made.
+        summary: set after the last: seed, duration, and where asked for word timestamps and quality.
     """
 
     def __init__(self, calls: Calls, request: synthesis_pb2.SynthesizeRequest, timeout_s: float) -> None:
         self._calls = calls
-        self._stub = synthesis_pb2_grpc.SynthesisServiceStub(calls.channel)
+        self._stub = calls.synthesis
         self._request = request
         self._timeout_s = timeout_s
         self.header = synthesis_pb2.SynthesisHeader()
@@ -50,6 +50,8 @@ class SpeechStream:
                         self.header = message.header
                     elif part == "pcm":
                         yield message.pcm
+                    elif part == "encoded":
+                        yield message.encoded
                     elif part == "summary":
                         self.summary = message.summary
                         complete = True

@@ -34,24 +34,30 @@ class SynthesisGroup:
         voice: str,
         *,
         parameters: synthesis_pb2.SynthesisParameters | None = None,
+        format: str = "",
         rate_hz: int = 0,
+        bitrate_kbps: int = 0,
         timeout_s: float = _SPEECH_TIMEOUT_S,
     ) -> SpeechStream:
-        """Speaks a text; iterate over the answer for PCM as it is made.
+        """Speaks a text; iterate over the answer for PCM, or the bytes of a file, as it is made.
 
         Args:
             text: up to 5,000 characters.
             voice: id or name.
-            parameters: seed, speed, preset and so on; every zero means the default.
+            parameters: seed, speed, pitch, loudness and so on; every zero means the default.
+            format: ``flac``, ``mp3``, ``opus`` or ``aac`` for the bytes of such a file; plain samples where
+                empty or ``wav``.
             rate_hz: samples a second; the engine's own where 0.
+            bitrate_kbps: of compressed formats.
             timeout_s: deadline of the whole stream.
         """
         request = synthesis_pb2.SynthesizeRequest(
             voice=self._calls.name("voices", voice),
             text=text,
             parameters=parameters,
-            output=synthesis_pb2.OutputFormat(rate_hz=rate_hz),
+            output=_output(format, rate_hz, bitrate_kbps),
         )
+        self._name_lexicons(request.parameters)
         return SpeechStream(self._calls, request, timeout_s)
 
     def say(
@@ -60,15 +66,25 @@ class SynthesisGroup:
         voice: str,
         *,
         parameters: synthesis_pb2.SynthesisParameters | None = None,
+        format: str = "",
         rate_hz: int = 0,
+        bitrate_kbps: int = 0,
         timeout_s: float = _SPEECH_TIMEOUT_S,
     ) -> Speech:
         """Speaks a text and returns all of it; arguments as of :meth:`synthesize`."""
-        stream = self.synthesize(text, voice, parameters=parameters, rate_hz=rate_hz, timeout_s=timeout_s)
-        pcm = bytearray()
+        stream = self.synthesize(
+            text,
+            voice,
+            parameters=parameters,
+            format=format,
+            rate_hz=rate_hz,
+            bitrate_kbps=bitrate_kbps,
+            timeout_s=timeout_s,
+        )
+        data = bytearray()
         for piece in stream:
-            pcm += piece
-        return Speech(bytes(pcm), stream.header.rate_hz, stream.header, stream.summary)
+            data += piece
+        return Speech(bytes(data), stream.header, stream.summary)
 
     def batch(
         self,
@@ -119,6 +135,8 @@ class SynthesisGroup:
             if item.voice:
                 item.voice = self._calls.name("voices", item.voice)
             request.items.append(item)
+            self._name_lexicons(request.items[-1].parameters)
+        self._name_lexicons(request.parameters)
         return self._calls.unary(self._stub.BatchSynthesize, request, safe=True, timeout_s=_SUBMIT_TIMEOUT_S)
 
     def convert(
@@ -142,8 +160,10 @@ class SynthesisGroup:
         Args:
             audios: one id or name, or up to 1,000 as a batch.
             voice: id or name.
-            engine: ``rvc`` (the default) or ``f5``.
-            parameters: pitch, index rate and so on; an unset field means the default.
+            engine: ``rvc`` (the default; a trained voice) or ``f5`` (a zero-shot voice speaks what is said in
+                the recording again, with its timing).
+            parameters: pitch, index rate and so on, for ``f5`` those of ``speaking``; an unset field means
+                the default.
             format: ``wav`` (the default), ``flac``, ``mp3``, ``opus`` or ``aac``.
             rate_hz: samples a second; the engine's own where 0.
             bitrate_kbps: of compressed formats.
@@ -167,7 +187,13 @@ class SynthesisGroup:
             validate_only=validate_only,
             request_id=request_id or names.new_request_id(),
         )
+        self._name_lexicons(request.parameters.speaking)
         return self._calls.unary(self._stub.ConvertAudio, request, safe=True)
+
+    def _name_lexicons(self, parameters: synthesis_pb2.SynthesisParameters) -> None:
+        """Turns bare ids of lexicons into names; a message that names none stays unset."""
+        for number, lexicon in enumerate(parameters.lexicons):
+            parameters.lexicons[number] = self._calls.name("lexicons", lexicon)
 
     def engines(self) -> Iterator[synthesis_pb2.Engine]:
         """The engines of the fleet, with their parameters as JSON schemas."""

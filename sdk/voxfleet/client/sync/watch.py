@@ -13,7 +13,7 @@ from voxfleet.client.enums import FINAL_STATES
 from voxfleet.client.errors import DeadlineExceeded, Unavailable, VoxfleetError, is_cut
 from voxfleet.client.retry import Patience
 from voxfleet.client.sync.calls import Calls
-from voxfleet.v1 import job_pb2, job_pb2_grpc
+from voxfleet.v1 import job_pb2
 
 
 class Watcher:
@@ -28,7 +28,7 @@ class Watcher:
 
     def __init__(self, calls: Calls, name: str, cursor: int, timeout_s: float | None) -> None:
         self._calls = calls
-        self._stub = job_pb2_grpc.JobServiceStub(calls.channel)
+        self._stub = calls.jobs
         self._name = name
         self._cursor = cursor
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from services.common.errors import Reason, VoxfleetError
+from services.common.jobs.tasks import TimedWord
 from services.engines.f5 import reference
-from services.engines.f5.reference import TimedWord
 
 from .conftest import RATE_HZ, babble
 
@@ -83,7 +83,7 @@ def test_a_long_clip_is_cut_at_a_pause_with_its_transcript():
 
 
 def test_a_long_clip_with_times_is_cut_between_its_words():
-    words = [TimedWord(f"word{index}", index + 1.0) for index in range(20)]
+    words = [TimedWord(text=f"word{index}", start_s=index, end_s=index + 1.0) for index in range(20)]
     clip = prepare(babble(20), transcript=" ".join(word.text for word in words), words=words)
     assert clip.duration_s == pytest.approx(12.05, abs=0.03)
     assert clip.text.split()[-1] == "word11."
@@ -94,3 +94,32 @@ def test_a_long_clip_without_a_fitting_pause_is_refused():
         prepare(babble(20), transcript="It runs on. And on without a breath")
     assert caught.value.reason is Reason.AUDIO_TOO_LONG
     assert caught.value.metadata["max_s"] == "12.0"
+
+
+def test_with_times_a_clauses_end_goes_before_a_later_word():
+    texts = ["我", "说", "话，", "他", "也", "说", "话。", "再", "见", "了"]
+    words = [TimedWord(text=text, start_s=1.5 * n, end_s=1.5 * n + 1.4) for n, text in enumerate(texts)]
+    clip = prepare(babble(15), transcript="".join(texts), words=words)
+    assert clip.text == "我说话，他也说话。", "no spaces that the transcript has not"
+    assert clip.duration_s == pytest.approx(1.5 * 6 + 1.4 + 0.05 + 0.05, abs=0.03)
+
+
+def test_the_cut_is_before_the_next_word():
+    words = [TimedWord(text=f"word{n}", start_s=2.0 * n, end_s=2.0 * n + 1.98) for n in range(10)]
+    clip = prepare(babble(20), transcript=" ".join(word.text for word in words), words=words)
+    assert clip.text.split()[-1] == "word5."
+    assert clip.duration_s - 0.05 <= 12.0
+
+
+def test_no_words_are_no_times():
+    with pytest.raises(VoxfleetError) as caught:
+        prepare(babble(20), transcript="It runs on. And on without a breath", words=())
+    assert caught.value.reason is Reason.AUDIO_TOO_LONG
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_sound_is_checked_without_a_transcript(seconds):
+    with pytest.raises(VoxfleetError) as caught:
+        reference.check_sound(babble(seconds), RATE_HZ)
+    assert caught.value.reason in (Reason.AUDIO_EMPTY, Reason.AUDIO_TOO_SHORT)
+    reference.check_sound(babble(2), RATE_HZ)

@@ -286,7 +286,7 @@ def test_a_setting_out_of_range_is_named(alone, voice, settings_, field):
     ("text", "reason"),
     [
         ("", Reason.TEXT_EMPTY),
-        ("a" * 5001, Reason.TEXT_TOO_LONG),
+        ("a" * 20_001, Reason.TEXT_TOO_LONG),
         ("Hello 🎉", Reason.UNSUPPORTED_CHARACTERS),
     ],
 )

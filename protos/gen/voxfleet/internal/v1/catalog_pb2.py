@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from voxfleet.internal.v1 import work_pb2 as voxfleet_dot_internal_dot_v1_dot_work__pb2
 from voxfleet.v1 import audio_pb2 as voxfleet_dot_v1_dot_audio__pb2
+from voxfleet.v1 import lexicon_pb2 as voxfleet_dot_v1_dot_lexicon__pb2
 from voxfleet.v1 import voice_pb2 as voxfleet_dot_v1_dot_voice__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"voxfleet/internal/v1/catalog.proto\x12\x14voxfleet.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvoxfleet/internal/v1/work.proto\x1a\x17voxfleet/v1/audio.proto\x1a\x17voxfleet/v1/voice.proto\"]\n\x11OpenUploadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12%\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x16.voxfleet.v1.AudioSpec\"\xa5\x01\n\x0cUploadRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_offset\x18\x02 \x01(\x03\x12%\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x16.voxfleet.v1.AudioSpec\x12\x17\n\x0f\x63ommitted_audio\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x12\x46\x65tchUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x14\x41\x64vanceUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x03\x12\x11\n\tto_offset\x18\x03 \x01(\x03\"!\n\x11\x44ropUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44ropUploadResponse\"\xb1\x01\n\x12\x43ommitAudioRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12+\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12,\n\x08measures\x18\x03 \x01(\x0b\x32\x1a.voxfleet.v1.AudioMeasures\x12\x30\n\nassessment\x18\x04 \x01(\x0b\x32\x1c.voxfleet.v1.AudioAssessment\"#\n\x13ResolveAudioRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"f\n\x14ResolveAudioResponse\x12!\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Audio\x12+\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\"\x84\x01\n\x14StoreMeasuresRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x08measures\x18\x02 \x01(\x0b\x32\x1a.voxfleet.v1.AudioMeasures\x12\x30\n\nassessment\x18\x03 \x01(\x0b\x32\x1c.voxfleet.v1.AudioAssessment\"2\n\x13ResolveVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05style\x18\x02 \x01(\t\"\xb3\x01\n\x14ResolveVoiceResponse\x12!\n\x05voice\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12\x30\n\treference\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x16\n\x0ereference_text\x18\x03 \x01(\t\x12.\n\x07package\x18\x04 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\"\x1a\n\x18ListStoredBundlesRequest\"P\n\x19ListStoredBundlesResponse\x12\x33\n\x07\x62undles\x18\x01 \x03(\x0b\x32\".voxfleet.internal.v1.StoredBundle\"d\n\x0cStoredBundle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x12StoreBundleRequest\x12\x15\n\rmanifest_json\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65pted_by\x18\x02 \x01(\t\"h\n\x12RecordUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x0f\n\x07\x61udio_s\x18\x03 \x01(\x01\x12\x0e\n\x06work_s\x18\x04 \x01(\x01\x12\x12\n\ncharacters\x18\x05 \x01(\x05\"\x15\n\x13RecordUsageResponse2\xad\x08\n\x0e\x43\x61talogService\x12Y\n\nOpenUpload\x12\'.voxfleet.internal.v1.OpenUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12[\n\x0b\x46\x65tchUpload\x12(.voxfleet.internal.v1.FetchUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12_\n\rAdvanceUpload\x12*.voxfleet.internal.v1.AdvanceUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12_\n\nDropUpload\x12\'.voxfleet.internal.v1.DropUploadRequest\x1a(.voxfleet.internal.v1.DropUploadResponse\x12K\n\x0b\x43ommitAudio\x12(.voxfleet.internal.v1.CommitAudioRequest\x1a\x12.voxfleet.v1.Audio\x12\x65\n\x0cResolveAudio\x12).voxfleet.internal.v1.ResolveAudioRequest\x1a*.voxfleet.internal.v1.ResolveAudioResponse\x12O\n\rStoreMeasures\x12*.voxfleet.internal.v1.StoreMeasuresRequest\x1a\x12.voxfleet.v1.Audio\x12\x65\n\x0cResolveVoice\x12).voxfleet.internal.v1.ResolveVoiceRequest\x1a*.voxfleet.internal.v1.ResolveVoiceResponse\x12t\n\x11ListStoredBundles\x12..voxfleet.internal.v1.ListStoredBundlesRequest\x1a/.voxfleet.internal.v1.ListStoredBundlesResponse\x12[\n\x0bStoreBundle\x12(.voxfleet.internal.v1.StoreBundleRequest\x1a\".voxfleet.internal.v1.StoredBundle\x12\x62\n\x0bRecordUsage\x12(.voxfleet.internal.v1.RecordUsageRequest\x1a).voxfleet.internal.v1.RecordUsageResponseB\\\n\x18\x64\x65v.voxfleet.internal.v1B\x0c\x43\x61talogProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"voxfleet/internal/v1/catalog.proto\x12\x14voxfleet.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvoxfleet/internal/v1/work.proto\x1a\x17voxfleet/v1/audio.proto\x1a\x19voxfleet/v1/lexicon.proto\x1a\x17voxfleet/v1/voice.proto\"]\n\x11OpenUploadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12%\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x16.voxfleet.v1.AudioSpec\"\xa5\x01\n\x0cUploadRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_offset\x18\x02 \x01(\x03\x12%\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x16.voxfleet.v1.AudioSpec\x12\x17\n\x0f\x63ommitted_audio\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x12\x46\x65tchUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x14\x41\x64vanceUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_offset\x18\x02 \x01(\x03\x12\x11\n\tto_offset\x18\x03 \x01(\x03\"!\n\x11\x44ropUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44ropUploadResponse\"\xb1\x01\n\x12\x43ommitAudioRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12+\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12,\n\x08measures\x18\x03 \x01(\x0b\x32\x1a.voxfleet.v1.AudioMeasures\x12\x30\n\nassessment\x18\x04 \x01(\x0b\x32\x1c.voxfleet.v1.AudioAssessment\"#\n\x13ResolveAudioRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"f\n\x14ResolveAudioResponse\x12!\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Audio\x12+\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\"\x84\x01\n\x14StoreMeasuresRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x08measures\x18\x02 \x01(\x0b\x32\x1a.voxfleet.v1.AudioMeasures\x12\x30\n\nassessment\x18\x03 \x01(\x0b\x32\x1c.voxfleet.v1.AudioAssessment\"2\n\x13ResolveVoiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05style\x18\x02 \x01(\t\"\x82\x02\n\x14ResolveVoiceResponse\x12!\n\x05voice\x18\x01 \x01(\x0b\x32\x12.voxfleet.v1.Voice\x12\x30\n\treference\x18\x02 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x16\n\x0ereference_text\x18\x03 \x01(\t\x12.\n\x07package\x18\x04 \x01(\x0b\x32\x1d.voxfleet.internal.v1.BlobRef\x12\x33\n\x0freference_words\x18\x05 \x03(\x0b\x32\x1a.voxfleet.v1.WordTimestamp\x12\x18\n\x10\x61llowed_licences\x18\x06 \x03(\t\"\"\n\x12ResolveTeamRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x13ResolveTeamResponse\x12\x18\n\x10\x61llowed_licences\x18\x01 \x03(\t\"u\n\x11StoreVoiceRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.voxfleet.v1.CreateVoiceRequest\x12.\n\x05heard\x18\x02 \x03(\x0b\x32\x1f.voxfleet.internal.v1.HeardClip\"S\n\tHeardClip\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12)\n\x05words\x18\x03 \x03(\x0b\x32\x1a.voxfleet.v1.WordTimestamp\"N\n\x1cResolvePronunciationsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08lexicons\x18\x02 \x03(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"R\n\x1dResolvePronunciationsResponse\x12\x31\n\x0epronunciations\x18\x01 \x03(\x0b\x32\x19.voxfleet.v1.LexiconEntry\"\x1a\n\x18ListStoredBundlesRequest\"P\n\x19ListStoredBundlesResponse\x12\x33\n\x07\x62undles\x18\x01 \x03(\x0b\x32\".voxfleet.internal.v1.StoredBundle\"d\n\x0cStoredBundle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x12StoreBundleRequest\x12\x15\n\rmanifest_json\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65pted_by\x18\x02 \x01(\t\"h\n\x12RecordUsageRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x0f\n\x07\x61udio_s\x18\x03 \x01(\x01\x12\x0e\n\x06work_s\x18\x04 \x01(\x01\x12\x12\n\ncharacters\x18\x05 \x01(\x05\"\x15\n\x13RecordUsageResponse2\xdf\n\n\x0e\x43\x61talogService\x12Y\n\nOpenUpload\x12\'.voxfleet.internal.v1.OpenUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12[\n\x0b\x46\x65tchUpload\x12(.voxfleet.internal.v1.FetchUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12_\n\rAdvanceUpload\x12*.voxfleet.internal.v1.AdvanceUploadRequest\x1a\".voxfleet.internal.v1.UploadRecord\x12_\n\nDropUpload\x12\'.voxfleet.internal.v1.DropUploadRequest\x1a(.voxfleet.internal.v1.DropUploadResponse\x12K\n\x0b\x43ommitAudio\x12(.voxfleet.internal.v1.CommitAudioRequest\x1a\x12.voxfleet.v1.Audio\x12\x65\n\x0cResolveAudio\x12).voxfleet.internal.v1.ResolveAudioRequest\x1a*.voxfleet.internal.v1.ResolveAudioResponse\x12O\n\rStoreMeasures\x12*.voxfleet.internal.v1.StoreMeasuresRequest\x1a\x12.voxfleet.v1.Audio\x12\x65\n\x0cResolveVoice\x12).voxfleet.internal.v1.ResolveVoiceRequest\x1a*.voxfleet.internal.v1.ResolveVoiceResponse\x12\x80\x01\n\x15ResolvePronunciations\x12\x32.voxfleet.internal.v1.ResolvePronunciationsRequest\x1a\x33.voxfleet.internal.v1.ResolvePronunciationsResponse\x12I\n\nStoreVoice\x12\'.voxfleet.internal.v1.StoreVoiceRequest\x1a\x12.voxfleet.v1.Voice\x12\x62\n\x0bResolveTeam\x12(.voxfleet.internal.v1.ResolveTeamRequest\x1a).voxfleet.internal.v1.ResolveTeamResponse\x12t\n\x11ListStoredBundles\x12..voxfleet.internal.v1.ListStoredBundlesRequest\x1a/.voxfleet.internal.v1.ListStoredBundlesResponse\x12[\n\x0bStoreBundle\x12(.voxfleet.internal.v1.StoreBundleRequest\x1a\".voxfleet.internal.v1.StoredBundle\x12\x62\n\x0bRecordUsage\x12(.voxfleet.internal.v1.RecordUsageRequest\x1a).voxfleet.internal.v1.RecordUsageResponseB\\\n\x18\x64\x65v.voxfleet.internal.v1B\x0c\x43\x61talogProtoP\x01Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,42 +37,54 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'voxfleet.internal.v1.catalo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\030dev.voxfleet.internal.v1B\014CatalogProtoP\001Z0voxfleet.dev/gen/voxfleet/internal/v1;internalv1'
-  _globals['_OPENUPLOADREQUEST']._serialized_start=176
-  _globals['_OPENUPLOADREQUEST']._serialized_end=269
-  _globals['_UPLOADRECORD']._serialized_start=272
-  _globals['_UPLOADRECORD']._serialized_end=437
-  _globals['_FETCHUPLOADREQUEST']._serialized_start=439
-  _globals['_FETCHUPLOADREQUEST']._serialized_end=473
-  _globals['_ADVANCEUPLOADREQUEST']._serialized_start=475
-  _globals['_ADVANCEUPLOADREQUEST']._serialized_end=551
-  _globals['_DROPUPLOADREQUEST']._serialized_start=553
-  _globals['_DROPUPLOADREQUEST']._serialized_end=586
-  _globals['_DROPUPLOADRESPONSE']._serialized_start=588
-  _globals['_DROPUPLOADRESPONSE']._serialized_end=608
-  _globals['_COMMITAUDIOREQUEST']._serialized_start=611
-  _globals['_COMMITAUDIOREQUEST']._serialized_end=788
-  _globals['_RESOLVEAUDIOREQUEST']._serialized_start=790
-  _globals['_RESOLVEAUDIOREQUEST']._serialized_end=825
-  _globals['_RESOLVEAUDIORESPONSE']._serialized_start=827
-  _globals['_RESOLVEAUDIORESPONSE']._serialized_end=929
-  _globals['_STOREMEASURESREQUEST']._serialized_start=932
-  _globals['_STOREMEASURESREQUEST']._serialized_end=1064
-  _globals['_RESOLVEVOICEREQUEST']._serialized_start=1066
-  _globals['_RESOLVEVOICEREQUEST']._serialized_end=1116
-  _globals['_RESOLVEVOICERESPONSE']._serialized_start=1119
-  _globals['_RESOLVEVOICERESPONSE']._serialized_end=1298
-  _globals['_LISTSTOREDBUNDLESREQUEST']._serialized_start=1300
-  _globals['_LISTSTOREDBUNDLESREQUEST']._serialized_end=1326
-  _globals['_LISTSTOREDBUNDLESRESPONSE']._serialized_start=1328
-  _globals['_LISTSTOREDBUNDLESRESPONSE']._serialized_end=1408
-  _globals['_STOREDBUNDLE']._serialized_start=1410
-  _globals['_STOREDBUNDLE']._serialized_end=1510
-  _globals['_STOREBUNDLEREQUEST']._serialized_start=1512
-  _globals['_STOREBUNDLEREQUEST']._serialized_end=1576
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=1578
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=1682
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=1684
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=1705
-  _globals['_CATALOGSERVICE']._serialized_start=1708
-  _globals['_CATALOGSERVICE']._serialized_end=2777
+  _globals['_OPENUPLOADREQUEST']._serialized_start=203
+  _globals['_OPENUPLOADREQUEST']._serialized_end=296
+  _globals['_UPLOADRECORD']._serialized_start=299
+  _globals['_UPLOADRECORD']._serialized_end=464
+  _globals['_FETCHUPLOADREQUEST']._serialized_start=466
+  _globals['_FETCHUPLOADREQUEST']._serialized_end=500
+  _globals['_ADVANCEUPLOADREQUEST']._serialized_start=502
+  _globals['_ADVANCEUPLOADREQUEST']._serialized_end=578
+  _globals['_DROPUPLOADREQUEST']._serialized_start=580
+  _globals['_DROPUPLOADREQUEST']._serialized_end=613
+  _globals['_DROPUPLOADRESPONSE']._serialized_start=615
+  _globals['_DROPUPLOADRESPONSE']._serialized_end=635
+  _globals['_COMMITAUDIOREQUEST']._serialized_start=638
+  _globals['_COMMITAUDIOREQUEST']._serialized_end=815
+  _globals['_RESOLVEAUDIOREQUEST']._serialized_start=817
+  _globals['_RESOLVEAUDIOREQUEST']._serialized_end=852
+  _globals['_RESOLVEAUDIORESPONSE']._serialized_start=854
+  _globals['_RESOLVEAUDIORESPONSE']._serialized_end=956
+  _globals['_STOREMEASURESREQUEST']._serialized_start=959
+  _globals['_STOREMEASURESREQUEST']._serialized_end=1091
+  _globals['_RESOLVEVOICEREQUEST']._serialized_start=1093
+  _globals['_RESOLVEVOICEREQUEST']._serialized_end=1143
+  _globals['_RESOLVEVOICERESPONSE']._serialized_start=1146
+  _globals['_RESOLVEVOICERESPONSE']._serialized_end=1404
+  _globals['_RESOLVETEAMREQUEST']._serialized_start=1406
+  _globals['_RESOLVETEAMREQUEST']._serialized_end=1440
+  _globals['_RESOLVETEAMRESPONSE']._serialized_start=1442
+  _globals['_RESOLVETEAMRESPONSE']._serialized_end=1489
+  _globals['_STOREVOICEREQUEST']._serialized_start=1491
+  _globals['_STOREVOICEREQUEST']._serialized_end=1608
+  _globals['_HEARDCLIP']._serialized_start=1610
+  _globals['_HEARDCLIP']._serialized_end=1693
+  _globals['_RESOLVEPRONUNCIATIONSREQUEST']._serialized_start=1695
+  _globals['_RESOLVEPRONUNCIATIONSREQUEST']._serialized_end=1773
+  _globals['_RESOLVEPRONUNCIATIONSRESPONSE']._serialized_start=1775
+  _globals['_RESOLVEPRONUNCIATIONSRESPONSE']._serialized_end=1857
+  _globals['_LISTSTOREDBUNDLESREQUEST']._serialized_start=1859
+  _globals['_LISTSTOREDBUNDLESREQUEST']._serialized_end=1885
+  _globals['_LISTSTOREDBUNDLESRESPONSE']._serialized_start=1887
+  _globals['_LISTSTOREDBUNDLESRESPONSE']._serialized_end=1967
+  _globals['_STOREDBUNDLE']._serialized_start=1969
+  _globals['_STOREDBUNDLE']._serialized_end=2069
+  _globals['_STOREBUNDLEREQUEST']._serialized_start=2071
+  _globals['_STOREBUNDLEREQUEST']._serialized_end=2135
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=2137
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=2241
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=2243
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=2264
+  _globals['_CATALOGSERVICE']._serialized_start=2267
+  _globals['_CATALOGSERVICE']._serialized_end=3642
 # @@protoc_insertion_point(module_scope)

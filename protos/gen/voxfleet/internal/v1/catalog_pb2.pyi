@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from voxfleet.internal.v1 import work_pb2 as _work_pb2
 from voxfleet.v1 import audio_pb2 as _audio_pb2
+from voxfleet.v1 import lexicon_pb2 as _lexicon_pb2
 from voxfleet.v1 import voice_pb2 as _voice_pb2
 import builtins as _builtins
 import sys
@@ -349,6 +350,8 @@ class ResolveVoiceResponse(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     REFERENCE_TEXT_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
+    REFERENCE_WORDS_FIELD_NUMBER: _builtins.int
+    ALLOWED_LICENCES_FIELD_NUMBER: _builtins.int
     reference_text: _builtins.str
     """What is said in it (f5)."""
     @_builtins.property
@@ -363,6 +366,14 @@ class ResolveVoiceResponse(_message.Message):
     def package(self) -> _work_pb2.BlobRef:
         """The packed voice (rvc)."""
 
+    @_builtins.property
+    def reference_words(self) -> _containers.RepeatedCompositeFieldContainer[_audio_pb2.WordTimestamp]:
+        """When each word of the text is said in the clip, where that is known (f5)."""
+
+    @_builtins.property
+    def allowed_licences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPDX ids of the weights that the voice's team may use; any where empty."""
+
     def __init__(
         self,
         *,
@@ -370,14 +381,180 @@ class ResolveVoiceResponse(_message.Message):
         reference: _work_pb2.BlobRef | None = ...,
         reference_text: _builtins.str = ...,
         package: _work_pb2.BlobRef | None = ...,
+        reference_words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
+        allowed_licences: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "reference", b"reference", "voice", b"voice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "reference", b"reference", "reference_text", b"reference_text", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_licences", b"allowed_licences", "package", b"package", "reference", b"reference", "reference_text", b"reference_text", "reference_words", b"reference_words", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveVoiceResponse: _TypeAlias = ResolveVoiceResponse  # noqa: Y015
+
+@_typing.final
+class ResolveTeamRequest(_message.Message):
+    """Names a team."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`teams/{team}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTeamRequest: _TypeAlias = ResolveTeamRequest  # noqa: Y015
+
+@_typing.final
+class ResolveTeamResponse(_message.Message):
+    """What a team may do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_LICENCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def allowed_licences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPDX ids of the weights that it may use; any where empty."""
+
+    def __init__(
+        self,
+        *,
+        allowed_licences: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_licences", b"allowed_licences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTeamResponse: _TypeAlias = ResolveTeamResponse  # noqa: Y015
+
+@_typing.final
+class StoreVoiceRequest(_message.Message):
+    """Makes a voice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _voice_pb2.CreateVoiceRequest:
+        """As it was asked for: a repeat is known by it, whatever is heard then."""
+
+    @_builtins.property
+    def heard(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeardClip]:
+        """What was heard in its clips; none for a clip that nobody listened to."""
+
+    def __init__(
+        self,
+        *,
+        request: _voice_pb2.CreateVoiceRequest | None = ...,
+        heard: _abc.Iterable[Global___HeardClip] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreVoiceRequest: _TypeAlias = StoreVoiceRequest  # noqa: Y015
+
+@_typing.final
+class HeardClip(_message.Message):
+    """What was heard in a reference clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which of the voice's clips, from 0."""
+    text: _builtins.str
+    """Its text: as it was given, else as it was heard."""
+    @_builtins.property
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[_audio_pb2.WordTimestamp]:
+        """When each word of the text is said in it."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "text", b"text", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeardClip: _TypeAlias = HeardClip  # noqa: Y015
+
+@_typing.final
+class ResolvePronunciationsRequest(_message.Message):
+    """Names lexicons, and the text that is to be spoken with them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    LEXICONS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`teams/{team}`."""
+    text: _builtins.str
+    """Only what matters to it is answered: lexicons may be large."""
+    @_builtins.property
+    def lexicons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`teams/{team}/lexicons/{lexicon}`; the first that has a word counts."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        lexicons: _abc.Iterable[_builtins.str] | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lexicons", b"lexicons", "parent", b"parent", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePronunciationsRequest: _TypeAlias = ResolvePronunciationsRequest  # noqa: Y015
+
+@_typing.final
+class ResolvePronunciationsResponse(_message.Message):
+    """What the lexicons say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRONUNCIATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pronunciations(self) -> _containers.RepeatedCompositeFieldContainer[_lexicon_pb2.LexiconEntry]:
+        """The first lexicon's first."""
+
+    def __init__(
+        self,
+        *,
+        pronunciations: _abc.Iterable[_lexicon_pb2.LexiconEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pronunciations", b"pronunciations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePronunciationsResponse: _TypeAlias = ResolvePronunciationsResponse  # noqa: Y015
 
 @_typing.final
 class ListStoredBundlesRequest(_message.Message):

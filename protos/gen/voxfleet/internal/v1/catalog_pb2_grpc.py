@@ -5,6 +5,7 @@ import warnings
 
 from voxfleet.internal.v1 import catalog_pb2 as voxfleet_dot_internal_dot_v1_dot_catalog__pb2
 from voxfleet.v1 import audio_pb2 as voxfleet_dot_v1_dot_audio__pb2
+from voxfleet.v1 import voice_pb2 as voxfleet_dot_v1_dot_voice__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -75,6 +76,21 @@ class CatalogServiceStub:
                 '/voxfleet.internal.v1.CatalogService/ResolveVoice',
                 request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceRequest.SerializeToString,
                 response_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceResponse.FromString,
+                _registered_method=True)
+        self.ResolvePronunciations = channel.unary_unary(
+                '/voxfleet.internal.v1.CatalogService/ResolvePronunciations',
+                request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsResponse.FromString,
+                _registered_method=True)
+        self.StoreVoice = channel.unary_unary(
+                '/voxfleet.internal.v1.CatalogService/StoreVoice',
+                request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.StoreVoiceRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_v1_dot_voice__pb2.Voice.FromString,
+                _registered_method=True)
+        self.ResolveTeam = channel.unary_unary(
+                '/voxfleet.internal.v1.CatalogService/ResolveTeam',
+                request_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamRequest.SerializeToString,
+                response_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamResponse.FromString,
                 _registered_method=True)
         self.ListStoredBundles = channel.unary_unary(
                 '/voxfleet.internal.v1.CatalogService/ListStoredBundles',
@@ -153,6 +169,28 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolvePronunciations(self, request, context):
+        """How a team's lexicons say the words of a text. Errors: LEXICON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreVoice(self, request, context):
+        """Makes a zero-shot voice whose clips have been listened to; a repeat returns the first answer.
+        Errors: those of CreateVoice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveTeam(self, request, context):
+        """What a team may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStoredBundles(self, request, context):
         """Bundles of weights that the store has.
         """
@@ -216,6 +254,21 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ResolveVoice,
                     request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceRequest.FromString,
                     response_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceResponse.SerializeToString,
+            ),
+            'ResolvePronunciations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolvePronunciations,
+                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsRequest.FromString,
+                    response_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsResponse.SerializeToString,
+            ),
+            'StoreVoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreVoice,
+                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.StoreVoiceRequest.FromString,
+                    response_serializer=voxfleet_dot_v1_dot_voice__pb2.Voice.SerializeToString,
+            ),
+            'ResolveTeam': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveTeam,
+                    request_deserializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamRequest.FromString,
+                    response_serializer=voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamResponse.SerializeToString,
             ),
             'ListStoredBundles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStoredBundles,
@@ -450,6 +503,87 @@ class CatalogService:
             '/voxfleet.internal.v1.CatalogService/ResolveVoice',
             voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceRequest.SerializeToString,
             voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveVoiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolvePronunciations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/voxfleet.internal.v1.CatalogService/ResolvePronunciations',
+            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsRequest.SerializeToString,
+            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolvePronunciationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreVoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/voxfleet.internal.v1.CatalogService/StoreVoice',
+            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.StoreVoiceRequest.SerializeToString,
+            voxfleet_dot_v1_dot_voice__pb2.Voice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveTeam(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/voxfleet.internal.v1.CatalogService/ResolveTeam',
+            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamRequest.SerializeToString,
+            voxfleet_dot_internal_dot_v1_dot_catalog__pb2.ResolveTeamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from voxfleet.internal.v1 import catalog_pb2 as _catalog_pb2
 from voxfleet.v1 import audio_pb2 as _audio_pb2
+from voxfleet.v1 import voice_pb2 as _voice_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -50,6 +51,14 @@ class CatalogServiceStub:
     """Keeps the measures of an audio that had none."""
     ResolveVoice: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ResolveVoiceRequest, _catalog_pb2.ResolveVoiceResponse]
     """A voice with everything an engine needs to use it."""
+    ResolvePronunciations: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ResolvePronunciationsRequest, _catalog_pb2.ResolvePronunciationsResponse]
+    """How a team's lexicons say the words of a text. Errors: LEXICON_NOT_FOUND."""
+    StoreVoice: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.StoreVoiceRequest, _voice_pb2.Voice]
+    """Makes a zero-shot voice whose clips have been listened to; a repeat returns the first answer.
+    Errors: those of CreateVoice.
+    """
+    ResolveTeam: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ResolveTeamRequest, _catalog_pb2.ResolveTeamResponse]
+    """What a team may do."""
     ListStoredBundles: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListStoredBundlesRequest, _catalog_pb2.ListStoredBundlesResponse]
     """Bundles of weights that the store has."""
     StoreBundle: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.StoreBundleRequest, _catalog_pb2.StoredBundle]
@@ -78,6 +87,14 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Keeps the measures of an audio that had none."""
     ResolveVoice: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ResolveVoiceRequest, _catalog_pb2.ResolveVoiceResponse]  # type: ignore[assignment]
     """A voice with everything an engine needs to use it."""
+    ResolvePronunciations: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ResolvePronunciationsRequest, _catalog_pb2.ResolvePronunciationsResponse]  # type: ignore[assignment]
+    """How a team's lexicons say the words of a text. Errors: LEXICON_NOT_FOUND."""
+    StoreVoice: _aio.UnaryUnaryMultiCallable[_catalog_pb2.StoreVoiceRequest, _voice_pb2.Voice]  # type: ignore[assignment]
+    """Makes a zero-shot voice whose clips have been listened to; a repeat returns the first answer.
+    Errors: those of CreateVoice.
+    """
+    ResolveTeam: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ResolveTeamRequest, _catalog_pb2.ResolveTeamResponse]  # type: ignore[assignment]
+    """What a team may do."""
     ListStoredBundles: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListStoredBundlesRequest, _catalog_pb2.ListStoredBundlesResponse]  # type: ignore[assignment]
     """Bundles of weights that the store has."""
     StoreBundle: _aio.UnaryUnaryMultiCallable[_catalog_pb2.StoreBundleRequest, _catalog_pb2.StoredBundle]  # type: ignore[assignment]
@@ -151,6 +168,32 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ResolveVoiceResponse, _abc.Awaitable[_catalog_pb2.ResolveVoiceResponse]]:
         """A voice with everything an engine needs to use it."""
+
+    @_abc_1.abstractmethod
+    def ResolvePronunciations(
+        self,
+        request: _catalog_pb2.ResolvePronunciationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ResolvePronunciationsResponse, _abc.Awaitable[_catalog_pb2.ResolvePronunciationsResponse]]:
+        """How a team's lexicons say the words of a text. Errors: LEXICON_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def StoreVoice(
+        self,
+        request: _catalog_pb2.StoreVoiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_voice_pb2.Voice, _abc.Awaitable[_voice_pb2.Voice]]:
+        """Makes a zero-shot voice whose clips have been listened to; a repeat returns the first answer.
+        Errors: those of CreateVoice.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveTeam(
+        self,
+        request: _catalog_pb2.ResolveTeamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ResolveTeamResponse, _abc.Awaitable[_catalog_pb2.ResolveTeamResponse]]:
+        """What a team may do."""
 
     @_abc_1.abstractmethod
     def ListStoredBundles(
