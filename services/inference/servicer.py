@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -193,7 +193,7 @@ def _header(header: Header, output: Output) -> synthesis_pb2.SynthesisHeader:
 def summary_of(summary: Summary) -> synthesis_pb2.SynthesisSummary:
     """What came, as the API says it."""
     made = synthesis_pb2.SynthesisSummary(
-        provenance=_provenance(summary.header),
+        provenance=_provenance(replace(summary.header, seed=summary.closed.seed or summary.header.seed)),
         duration_s=summary.duration_s,
         steps=summary.steps,
         rtf=summary.rtf,

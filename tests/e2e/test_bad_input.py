@@ -1,5 +1,6 @@
 """Bad input: the documented reason, no row and no object left, and the server goes on."""
 
+import json
 import struct
 from collections.abc import Callable
 
@@ -12,6 +13,11 @@ from voxfleet.client import VoxfleetError
 from voxfleet.v1 import audio_pb2, audio_pb2_grpc, job_pb2, job_pb2_grpc, synthesis_pb2, voice_pb2
 
 FLAC = (SPEECH / "clip_en_1.flac").read_bytes()
+SAID = {
+    clip["file"]: clip["text"]
+    for clip in json.loads((SPEECH / "manifest.json").read_text())["files"]
+    if "text" in clip
+}
 
 
 def wav_that_claims(size_bytes: int) -> bytes:
@@ -77,16 +83,18 @@ CALLS: dict[str, tuple[Callable[..., object], str]] = {
         lambda a, n: a.voices.create(reference=n["reference"], text="☃☃☃ ☃☃", voice_id="snow-man"),
         "UNSUPPORTED_CHARACTERS",
     ),
-    "empty transcript": (
-        lambda a, n: a.voices.create(reference=n["reference"], text=" ", voice_id="no-text"),
-        "TEXT_EMPTY",
+    "another clip's transcript": (
+        lambda a, n: a.voices.create(reference=n["reference"], text=SAID["clip_en_5.flac"], voice_id="other"),
+        "TRANSCRIPT_MISMATCH",
     ),
     "reference too long": (
         lambda a, n: a.voices.create(reference=n["target"], text="words", voice_id="too-long"),
         "AUDIO_TOO_LONG",
     ),
     "voice that exists": (
-        lambda a, n: a.voices.create(reference=n["reference"], text="words", voice_id="clone"),
+        lambda a, n: a.voices.create(
+            reference=n["reference"], text=SAID["reference_en.flac"], voice_id="clone"
+        ),
         "VOICE_EXISTS",
     ),
     "too little to train on": (lambda a, n: a.voices.train([n["short"]]), "AUDIO_TOO_SHORT"),

@@ -39,10 +39,12 @@ class Computed:
     Args:
         mel: [frames, 100] float32 on the model's device, the reference included.
         work_s: its share of the evaluations' time, by frames.
+        ready: on a GPU, when the mel is there: another stream waits for this and not for what came after.
     """
 
     mel: Tensor
     work_s: float
+    ready: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class _Core:
         for entry in batch:
             entry.work_s += took_s * entry.flow.frames / real
             if entry.state is not None and entry.state.done:
-                self._end(entry, Computed(entry.state.mel(), entry.work_s))
+                self._end(entry, Computed(entry.state.mel(), entry.work_s, self._recorded()))
 
     def _failed(self, batch: Sequence[_Entry], padded: int, error: Exception) -> None:
         memory = is_out_of_memory(error)
@@ -227,11 +229,17 @@ class _Core:
         """Waits for the evaluation before this one, so that the queue of a GPU stays short."""
         if self._model.device.type != "cuda":
             return
+        before, self._last = self._last, self._recorded()
+        if before is not None:
+            before.synchronize()
+
+    def _recorded(self) -> torch.cuda.Event | None:
+        """A mark behind what a GPU has been given so far."""
+        if self._model.device.type != "cuda":
+            return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        if self._last is not None:
-            self._last.synchronize()
-        self._last = event
+        return event
 
     def _end(self, entry: _Entry, result: Computed | VoxfleetError) -> None:
         with self._changed:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,8 @@ class F5Model:
 
     def __init__(self, loaded: LoadedF5, *, budget: Budget | None = None) -> None:
         self._loaded = loaded
+        on_gpu = loaded.device.type == "cuda"
+        self._decoding = torch.cuda.Stream(loaded.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._loop = SpeechLoop(loaded, budget or (CPU_BUDGET if loaded.device.type == "cpu" else GPU_BUDGET))
 
     @classmethod
@@ -219,9 +222,21 @@ class F5Model:
     def _finished(self, plan: Plan, segment: Segment, future: Future[Computed]) -> Synthesis:
         computed = future.result()
         began_s = time.perf_counter()
-        audio = self._decode(plan.item, segment, computed.mel)
+        with self._beside(computed):
+            audio = self._decode(plan.item, segment, computed.mel)
         work_s = computed.work_s + time.perf_counter() - began_s
         return Synthesis(audio, self._stats(Plan(plan.item, (segment,), None), len(audio), work_s))
+
+    @contextmanager
+    def _beside(self, computed: Computed) -> Iterator[None]:
+        """On a GPU, a stream of the vocoder's own: it runs beside the network's next evaluations."""
+        if self._decoding is None or computed.ready is None:
+            yield
+            return
+        with torch.cuda.stream(self._decoding):
+            self._decoding.wait_event(computed.ready)
+            computed.mel.record_stream(self._decoding)
+            yield
 
     @torch.inference_mode()
     def _decode(self, item: SynthesisItem, segment: Segment, mel: torch.Tensor) -> Samples:

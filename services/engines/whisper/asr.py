@@ -67,7 +67,7 @@ class Recogniser:
     def hear(
         self, samples: NDArray[np.float32], language: str | None = None, *, timed: bool = False
     ) -> Transcript:
-        """What is said, as :meth:`transcribe`; nothing where nobody speaks, for Whisper reads words into noise."""
+        """What is said, as :meth:`transcribe`; nothing where nobody speaks: Whisper finds words in noise."""
         if self.voiced_s(samples) < _LEAST_VOICED_S:
             samples = samples[:0]
         return self.transcribe(samples, language, timed=timed)

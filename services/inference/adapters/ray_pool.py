@@ -7,7 +7,7 @@ GPU for nobody. Control calls (health, stop) have threads of their own, beside w
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from services.common.rayrt.failures import from_ray
 from services.common.rayrt.nodes import node_facts, node_names, not_on
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
 from services.inference.engine.marking import UNMARKED, Marking
-from services.inference.engine.running import Body, Calls
+from services.inference.engine.running import Batch, Body, Calls
 from services.inference.engine.vitals import own_vitals
 from services.inference.health import Vitals
 from services.inference.model import Role
@@ -104,10 +104,20 @@ class EngineActor:
         assert self._calls is not None
         self._calls.stop(call)
 
-    def run(self, call: str, request: Request, traceparent: str) -> Iterator[Event]:
-        """A call's events; see :class:`services.inference.engine.running.Calls`."""
+    def begin(self, call: str, request: Request, traceparent: str) -> Batch:
+        """Begins a call; see :class:`services.inference.engine.running.Calls`."""
         assert self._calls is not None
-        yield from self._calls.run(call, request, traceparent)
+        return self._calls.begin(call, request, traceparent)
+
+    def more(self, call: str) -> Batch:
+        """What a call sends next."""
+        assert self._calls is not None
+        return self._calls.more(call)
+
+    def ended(self, call: str) -> None:
+        """Waits for a call's end."""
+        assert self._calls is not None
+        self._calls.ended(call)
 
 
 def build_body(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
@@ -233,17 +243,19 @@ class RayCall:
     def __init__(self, handle: Any, request: Request) -> None:
         self._handle = handle
         self._id = new_id()
-        run = handle.run.options(num_returns="streaming")
-        self._stream = run.remote(self._id, request, telemetry.current_traceparent())
-        self._over = self._stream.completed()
+        # Asked for batch by batch, not as one of Ray's generators: an answer that is one piece costs one
+        # call, and the engine waits for who does not read on.
+        self._next = handle.begin.remote(self._id, request, telemetry.current_traceparent())
 
     async def events(self) -> AsyncIterator[Event]:
         """See :class:`services.inference.ports.Call`."""
-        try:
-            async for ref in self._stream:
-                yield await ref
-        except (ray.exceptions.RayError, VoxfleetError, ConnectionError) as error:
-            raise from_ray(error) from None
+        while True:
+            batch: Batch = await _answer(self._next)
+            for event in batch.events:
+                yield event
+            if batch.over:
+                return
+            self._next = self._handle.more.remote(self._id)
 
     async def stop(self) -> None:
         """See :class:`services.inference.ports.Call`."""
@@ -253,7 +265,7 @@ class RayCall:
         """See :class:`services.inference.ports.Call`."""
         # However it ended: what it raised has been told, or nobody listens any more.
         with suppress(VoxfleetError):
-            await _answer(self._over)
+            await _answer(self._handle.ended.remote(self._id))
 
 
 async def _answer(ref: Any) -> Any:

@@ -125,6 +125,7 @@ class Running:
         self._clock = clock
         self.work_s = 0.0
         self.heard_s = clock()
+        self.looked_overdue = False
         self._since_s: float | None = None
         self.ended = False
         self.error: VoxfleetError | None = None

@@ -188,8 +188,7 @@ class Pool:
 
     def close(self) -> None:
         """Ends every replica."""
-        for member in self._replicas:
-            self._replicas.drop(member, "closed")
+        self._replicas.close()
 
     def watch(self) -> None:
         """Begins the looks at replicas that are due."""

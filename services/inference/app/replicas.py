@@ -47,6 +47,7 @@ class Replicas:
         self._clock = clock
         self._changed = changed
         self._members: dict[int, Member] = {}
+        self._is_closed = False
         self._started = 0
         # Weights by generation: the newest, and the last that a replica was ready with.
         self._specs: dict[int, EngineSpec] = {}
@@ -111,8 +112,18 @@ class Replicas:
     def reconcile(self, plan: PoolPlan, drained: frozenset[str], *, waiting: int, waited_s: float) -> None:
         """Starts, drains and stops what is to be; see ``model.reconcile``."""
         # What ends at once makes room at once.
-        while self.has_weights and self._step(plan, drained, waiting, waited_s):
+        while self._may_run and self._step(plan, drained, waiting, waited_s):
             pass
+
+    def close(self) -> None:
+        """Ends all; none is started any more, whatever is released later."""
+        self._is_closed = True
+        for member in self:
+            self.drop(member, "closed")
+
+    @property
+    def _may_run(self) -> bool:
+        return self.has_weights and not self._is_closed
 
     def _step(self, plan: PoolPlan, drained: frozenset[str], waiting: int, waited_s: float) -> bool:
         """Does what is to be done now; whether a replica that was drained has ended by that."""

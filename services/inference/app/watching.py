@@ -102,7 +102,12 @@ class Watch:
         for running in member.calls:
             limit_s = self._paces.limit_s(plan, running, member.busy)
             silent_s = running.silent_s(now_s)
-            if is_overdue(limit_s, silent_s=silent_s, quiet_s=quiet_s):
+            if not is_overdue(limit_s, silent_s=silent_s, quiet_s=quiet_s):
+                running.looked_overdue = False
+            elif not running.looked_overdue:
+                # This process may have stood still: what came meanwhile is read before the next look.
+                running.looked_overdue = True
+            else:
                 member.overdue = True
                 log.warning(
                     "%s replica %d hangs: a call (%s, size %.0f) has been silent for %.0f s",

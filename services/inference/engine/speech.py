@@ -164,7 +164,7 @@ class SpeechBody:
                 emit(Pcm(pcm16(piece.audio), len(piece.audio), piece.work_s))
                 if stopped():
                     raise stopped_error()
-        emit(Closed(stream.words(), stream.quality, stream.spoken_text))
+        emit(Closed(stream.words(), stream.quality, stream.spoken_text, stream.seed))
 
     def _speak(self, request: Speak, emit: Emit, stopped: Stopped) -> None:
         task = request.task

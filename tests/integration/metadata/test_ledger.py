@@ -66,7 +66,7 @@ async def test_a_training_is_claimed_once_and_publishes_its_voice(metadata):
 
     first = await claim_one(metadata)
     assert await metadata.claim("w2", {"rvc.train": 5}) == []
-    assert tasks.load_task(__import__("json").dumps(first.job.task)).kind == "rvc.train"
+    assert tasks.load_task(first.job.task).kind == "rvc.train"
 
     ended = await metadata.work.succeed(
         first.fence,

@@ -128,15 +128,15 @@ def test_a_stream_that_is_stopped_ends(speaker: SpeechBody, voice: F5Voice) -> N
 
 
 @pytest.mark.parametrize(
-    ("output", "rate_hz", "codec"),
-    [({"format": "wav", "rate_hz": 16_000}, 16_000, "wav"), ({"format": "opus"}, 48_000, "opus")],
+    ("output", "expected"),
+    [({"format": "wav", "rate_hz": 16_000}, (16_000, "wav")), ({"format": "opus"}, (48_000, "opus"))],
 )
 def test_a_text_comes_in_its_format(
-    speaker: SpeechBody, voice: F5Voice, store: MemoryArtifactStore, output: dict, rate_hz: int, codec: str
+    speaker: SpeechBody, voice: F5Voice, store: MemoryArtifactStore, output: dict, expected: tuple
 ) -> None:
     one = item(voice, "The first line.", **output)
     made = events_of(speaker, one)[-1]
-    assert (made.rate_hz, made.codec) == (rate_hz, codec)
+    assert (made.rate_hz, made.codec) == expected
     data = store.get_bytes(made.blob.key, sha256=made.blob.sha256)
     assert decode(data).duration_s == pytest.approx(2.0, abs=0.01)
     tags = probe(data).tags

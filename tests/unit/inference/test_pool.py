@@ -407,3 +407,17 @@ async def test_a_pool_with_some_replicas_takes_work_while_another_does_not_start
     await settle()
     assert rig.pool.broken is not None
     assert rig.pool.places() == 6, "three, and as many where the other will be"
+
+
+async def test_a_pool_that_has_ended_starts_nothing_any_more() -> None:
+    rig = Rig()
+    await rig.up()
+    task = rig.run()
+    await settle()
+    rig.pool.close()
+    assert rig.last.has_ended
+    task.cancel()
+    await settle()
+    rig.pool.step()
+    assert len(rig.executor.engines) == 1
+    assert rig.pool.replicas == ()

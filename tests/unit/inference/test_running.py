@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -11,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.common import telemetry
 from services.common.errors import FailureClass, Reason, VoxfleetError, invalid
 from services.inference.calls import Advance, Convert, Pcm
+from services.inference.engine.running import _HELD as HELD
 from services.inference.engine.running import Calls, stopped_error
 from tests.unit.inference.fakes import facts
 
@@ -30,10 +32,17 @@ class Body:
         self._work(emit, stopped)
 
 
+def read(calls: Calls, call: str, request=REQUEST, traceparent: str = ""):
+    """A call's events, asked for batch by batch."""
+    batch = calls.begin(call, request, traceparent)
+    yield from batch.events
+    while not batch.over:
+        batch = calls.more(call)
+        yield from batch.events
+
+
 def run(work, **settings) -> list:
-    return list(
-        Calls(Body(work), Reason.CONVERSION_FAILED).run("c", REQUEST, settings.get("traceparent", ""))
-    )
+    return list(read(Calls(Body(work), Reason.CONVERSION_FAILED), "c", **settings))
 
 
 def test_events_come_while_the_work_goes_on() -> None:
@@ -44,10 +53,18 @@ def test_events_come_while_the_work_goes_on() -> None:
         assert go_on.wait(10)
         emit(Pcm(b"2", 1, 0.0))
 
-    events = Calls(Body(work), Reason.CONVERSION_FAILED).run("c", REQUEST, "")
+    events = read(Calls(Body(work), Reason.CONVERSION_FAILED), "c")
     assert next(events) == Pcm(b"1", 1, 0.0)
     go_on.set()
     assert list(events) == [Pcm(b"2", 1, 0.0)]
+
+
+def test_what_is_over_at_once_takes_one_question() -> None:
+    calls = Calls(Body(lambda emit, _: emit(Pcm(b"1", 1, 0.0))), Reason.CONVERSION_FAILED)
+    # The work may just not be over when it is asked; once in so many tries it is.
+    batches = [calls.begin(f"c{number}", REQUEST, "") for number in range(50)]
+    assert all(batch.events == (Pcm(b"1", 1, 0.0),) for batch in batches)
+    assert any(batch.over for batch in batches)
 
 
 def test_a_stop_reaches_the_work_even_before_it_begins() -> None:
@@ -58,9 +75,9 @@ def test_a_stop_reaches_the_work_even_before_it_begins() -> None:
     calls = Calls(Body(work), Reason.CONVERSION_FAILED)
     calls.stop("early")
     with pytest.raises(VoxfleetError) as caught:
-        list(calls.run("early", REQUEST, ""))
+        list(read(calls, "early"))
     assert caught.value.reason is Reason.CANCELLED
-    assert list(calls.run("other", REQUEST, "")) == []
+    assert list(read(calls, "other")) == []
 
 
 def test_a_reader_that_leaves_ends_the_work() -> None:
@@ -71,10 +88,44 @@ def test_a_reader_that_leaves_ends_the_work() -> None:
             emit(Pcm(b"1", 1, 0.0))
         ended.set()
 
-    events = Calls(Body(work), Reason.CONVERSION_FAILED).run("c", REQUEST, "")
-    next(events)
-    events.close()
+    calls = Calls(Body(work), Reason.CONVERSION_FAILED)
+    calls.begin("c", REQUEST, "")
+    calls.ended("c")
     assert ended.is_set()
+    assert calls.more("c").over, "nothing is left of it"
+
+
+def test_work_waits_for_a_reader_who_does_not_read_on() -> None:
+    sent: list[int] = []
+
+    def work(emit, _stopped) -> None:
+        for number in range(1000):
+            emit(Pcm(b"", number, 0.0))
+            sent.append(number)
+
+    calls = Calls(Body(work), Reason.CONVERSION_FAILED)
+    first = calls.begin("c", REQUEST, "")
+    deadline = time.monotonic() + 30
+    while len(sent) < len(first.events) + HELD:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert len(sent) <= len(first.events) + HELD + 1
+    rest = list(first.events)
+    while not (batch := calls.more("c")).over:
+        rest += batch.events
+    assert [event.samples for event in [*rest, *batch.events]] == list(range(1000))
+
+
+def test_what_was_sent_before_an_error_is_told_before_it() -> None:
+    def work(emit, _stopped) -> None:
+        emit(Pcm(b"1", 1, 0.0))
+        raise invalid(Reason.AUDIO_EMPTY, "nothing")
+
+    events = read(Calls(Body(work), Reason.CONVERSION_FAILED), "c")
+    assert next(events) == Pcm(b"1", 1, 0.0)
+    with pytest.raises(VoxfleetError) as caught:
+        next(events)
+    assert caught.value.reason is Reason.AUDIO_EMPTY
 
 
 def test_many_small_advances_become_few() -> None:

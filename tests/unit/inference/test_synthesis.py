@@ -87,7 +87,7 @@ async def test_what_the_engine_says_at_the_end_is_in_the_summary() -> None:
     task = rig.begin(word_timestamps=True)
     await settle()
     words = (TimedWord(text="Hello.", start_s=0.0, end_s=0.4),)
-    closed = Closed(words, SpeechQuality(0.0, 0.8, 2, "hello", passed=True), "Hello.")
+    closed = Closed(words, SpeechQuality(0.0, 0.8, 2, "hello", passed=True), "Hello.", seed=11)
     rig.call.send(OPENED, pcm(24_000), closed, None)
     summary = (await task)[-1]
     assert summary.closed == closed
@@ -95,6 +95,7 @@ async def test_what_the_engine_says_at_the_end_is_in_the_summary() -> None:
     assert [(word.word, word.start_s, word.end_s) for word in shown.words] == [("Hello.", 0.0, 0.4)]
     assert (shown.quality.similarity, shown.quality.tries, shown.quality.heard) == (0.8, 2, "hello")
     assert (shown.quality.passed, shown.spoken_text) == (True, "Hello.")
+    assert shown.provenance.seed == 11, "of the try that was sent"
 
 
 async def test_a_death_before_the_first_sample_is_hidden() -> None:

@@ -61,7 +61,7 @@ def create(
     reference: Annotated[
         str, typer.Option(metavar="AUDIO-or-FILE", help="A clip of 3 to 30 s, best 10.", show_default=False)
     ],
-    text: Annotated[str, typer.Option(help="Exactly what is said in it.", show_default=False)],
+    text: Annotated[str, typer.Option(help="Exactly what is said in it; heard where left out.")] = "",
     voice_id: VoiceId = "",
     name: DisplayName = "",
     language: Annotated[list[str], typer.Option(help="BCP-47; may be repeated.")] = [],  # noqa: B006

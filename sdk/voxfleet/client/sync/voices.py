@@ -37,7 +37,7 @@ class VoiceGroup:
 
         Args:
             reference: the clip, an audio's id or name.
-            text: exactly what is said in it.
+            text: exactly what is said in it; the fleet listens for itself where empty.
             references: several clips, by style, in place of ``reference`` and ``text``.
             voice_id: the last part of its name; made from the display name where empty.
             display_name: for people.
