@@ -111,14 +111,15 @@ async def speak(pool: Pool, voice: F5Voice, text: str, *, steps: int, seed: int 
     began_s = time.perf_counter()
     first_s = rate_hz = 0.0
     samples = 0
-    async with pool.call(lambda _: request, Rank.INTERACTIVE) as running:
-        assert running is not None
-        async with aclosing(running.events()) as events:
-            async for event in events:
-                if isinstance(event, Pcm):
-                    first_s = first_s or time.perf_counter() - began_s
-                    samples += event.samples
-                rate_hz = getattr(event, "rate_hz", rate_hz)
+    async with (
+        pool.call(lambda _: request, Rank.INTERACTIVE) as running,
+        aclosing(running.events()) as events,
+    ):
+        async for event in events:
+            if isinstance(event, Pcm):
+                first_s = first_s or time.perf_counter() - began_s
+                samples += event.samples
+            rate_hz = getattr(event, "rate_hz", rate_hz)
     return Spoken(samples / rate_hz, first_s, time.perf_counter() - began_s)
 
 
@@ -185,10 +186,11 @@ def _no_engine(data: bytes, *_: object) -> NoEngine:
 async def through_pool(pool: Pool, voice: F5Voice) -> list[Event]:
     """One request that asks for nothing."""
     request = StreamSpeech("x", voice, SpeakingParameters(seed=1))
-    async with pool.call(lambda _: request, Rank.INTERACTIVE) as running:
-        assert running is not None
-        async with aclosing(running.events()) as events:
-            return [event async for event in events]
+    async with (
+        pool.call(lambda _: request, Rank.INTERACTIVE) as running,
+        aclosing(running.events()) as events,
+    ):
+        return [event async for event in events]
 
 
 def _store_with(data: bytes) -> ArtifactStore:

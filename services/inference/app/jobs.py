@@ -168,7 +168,6 @@ class Jobs:
         for last in (False, True):
             try:
                 async with pool.call(make, rank, avoid=attempt.lease.avoid_nodes) as running:
-                    assert running is not None
                     return await _follow(running, attempt)
             except VoxfleetError as error:
                 if last or error.reason is not Reason.WORKER_LOST:

@@ -103,7 +103,6 @@ class Listening:
             asyncio.timeout(wait_s) as waiting,
             self._pool.call(lambda _: request, Rank.INTERACTIVE) as running,
         ):
-            assert running is not None
             waiting.reschedule(None)
             async for event in running.events():
                 if isinstance(event, Heard):

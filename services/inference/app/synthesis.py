@@ -201,7 +201,6 @@ class Synthesis:
             return asked
 
         async with self._pool.call(make, Rank.INTERACTIVE) as running:
-            assert running is not None
             progress.queue_s += running.waited_s
             async with aclosing(running.events()) as events:
                 async for event in events:

@@ -136,6 +136,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             "VOXFLEET_HUB_URL": "http://127.0.0.1:9",
             "VOXFLEET_STOP_GRACE_S": "5",
             "VOXFLEET_QUEUE_LIMIT": "1",
+            "VOXFLEET_F5_SLOTS": "1",
             "VOXFLEET_BUNDLE_REFRESH_S": "1",
         }
         log = home.logs / "inference.log"

@@ -45,7 +45,7 @@ from tests.integration.inference.conftest import F5_NAME, REFERENCE_TEXT, SPEECH
 from tests.integration.inference.light_body import build_light, store_with
 from tests.unit.inference.fakes import FakeCatalog
 
-KILLS = int(os.environ.get("POOL_KILLS", "200"))
+KILLS = int(os.environ.get("POOL_KILLS", "40"))
 REPLICAS = 4
 CLIENTS = 6
 MIB = 1 << 20
@@ -168,7 +168,7 @@ class Client:
 
 
 @pytest.mark.timeout(900)
-async def test_two_hundred_kills_leave_nothing_behind(cluster: None, tmp_path: Path) -> None:
+async def test_kills_leave_nothing_behind(cluster: None, tmp_path: Path) -> None:
     plan = PoolPlan(Role.F5, REPLICAS, REPLICAS, health=QUICK)
     pool = Pool(plan, executor(tmp_path))
     chance = random.Random(200)
@@ -194,7 +194,7 @@ async def test_two_hundred_kills_leave_nothing_behind(cluster: None, tmp_path: P
         await asyncio.gather(*asking, return_exceptions=True)
         numbers = [replica.number for replica in pool.replicas]
         # Each that was killed has one successor, no more.
-        assert max(numbers) == REPLICAS + KILLS
+        assert max(numbers) == REPLICAS + KILLS, numbers
         await until(lambda: len(actors()) == REPLICAS)
         assert actors() == set(ready(pool).values())
     assert [client.failed for client in clients] == [[]] * CLIENTS
@@ -226,7 +226,7 @@ async def test_a_gpu_holds_two_halves_or_one_whole(
 # ---- a real engine
 
 
-KILLS_OF_F5 = int(os.environ.get("POOL_F5_KILLS", "10"))
+KILLS_OF_F5 = int(os.environ.get("POOL_F5_KILLS", "4"))
 TEXTS = [f"This is sentence number {number}, and it is one of those that go together." for number in range(6)]
 
 
