@@ -98,7 +98,14 @@ def actor_plans(settings: InferenceSettings) -> dict[Role, ActorPlan]:
     """How their actors are placed."""
     threads = settings.engine_threads
     return {
-        Role.F5: ActorPlan(settings.f5_gpus, settings.f5_cpus, settings.f5_slots, threads=threads),
+        Role.F5: ActorPlan(
+            settings.f5_gpus,
+            settings.f5_cpus,
+            settings.f5_slots,
+            threads=threads,
+            reference_s=settings.f5_reference_s,
+            compiler=settings.f5_compiler,
+        ),
         Role.RVC: ActorPlan(
             settings.rvc_gpus,
             settings.rvc_cpus,

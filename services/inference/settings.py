@@ -22,6 +22,13 @@ class InferenceSettings(ServiceSettings):
     f5_cpus: float = Field(0.0, ge=0, description="CPUs that one F5 replica reserves in Ray")
     f5_slots: int = Field(0, ge=0, description="texts at once of one replica; 0: 32 on a GPU, 4 on a CPU")
 
+    f5_reference_s: float = Field(
+        12.0, ge=3, le=12, description="seconds of a reference clip that are used at most"
+    )
+    f5_compiler: str = Field(
+        "", description="backend of torch.compile on a GPU, such as inductor; none by default"
+    )
+
     rvc_least: int = Field(1, ge=0, description="RVC replicas that are always kept")
     rvc_most: int = Field(1, ge=1, description="RVC replicas at most")
     rvc_gpus: float = Field(0.5, ge=0, description="share of a GPU of one RVC replica")

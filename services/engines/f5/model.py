@@ -113,6 +113,7 @@ def load(
     dtype: torch.dtype | None = None,
     check: bool = True,
     trusted_pickles: frozenset[str] = TRUSTED_PICKLES,
+    compiler: str = "",
 ) -> LoadedF5:
     """Load a bundle directory.
 
@@ -123,6 +124,8 @@ def load(
             and float32 elsewhere.
         check: whether to hash the files first; False where a cache just did.
         trusted_pickles: SHA-256 of the pickled vocoders that may be opened.
+        compiler: backend of ``torch.compile`` for the transformer's blocks, such as ``inductor``; none where
+            empty. It compiles at the first evaluations, for any length and batch.
 
     Raises:
         VoxfleetError: MODEL_CORRUPT where a file differs from the manifest or does not fit the network.
@@ -138,9 +141,12 @@ def load(
     transformer = Architecture.of(manifest).build(len(vocabulary))
     _fill(transformer, _network_weights(directory, manifest), manifest, "model.safetensors")
     vocoder = _load_vocoder(directory, manifest, trusted_pickles)
+    transformer = _placed(transformer, where, precision)
+    if compiler:
+        _compile(transformer, compiler)
     return LoadedF5(
         manifest=manifest,
-        transformer=_placed(transformer, where, precision),
+        transformer=transformer,
         vocoder=vocoder.eval().requires_grad_(False).to(where),
         vocabulary=vocabulary,
         device=where,
@@ -190,6 +196,15 @@ def _placed(transformer: nn.Module, device: torch.device, dtype: torch.dtype) ->
     time_embed = transformer.get_submodule("time_embed")
     time_embed.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     return transformer
+
+
+def _compile(transformer: nn.Module, backend: str) -> None:
+    """Compile the blocks, which are alike: one is compiled, and all use it.
+
+    Not the whole: it keeps its text embeddings in a thread's own storage, which no compiler sees through.
+    """
+    for block in transformer.get_submodule("transformer_blocks").children():
+        block.compile(backend=backend, dynamic=True)
 
 
 def _network_weights(directory: Path, manifest: Manifest) -> dict[str, Tensor]:

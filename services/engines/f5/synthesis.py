@@ -99,9 +99,16 @@ class F5Model:
         self._loop = SpeechLoop(loaded, budget or (CPU_BUDGET if loaded.device.type == "cpu" else GPU_BUDGET))
 
     @classmethod
-    def load(cls, directory: Path, *, device: str | torch.device = "cpu", check: bool = True) -> F5Model:
+    def load(
+        cls,
+        directory: Path,
+        *,
+        device: str | torch.device = "cpu",
+        check: bool = True,
+        compiler: str = "",
+    ) -> F5Model:
         """Load a bundle directory; see :func:`services.engines.f5.model.load`."""
-        return cls(load(directory, device=device, check=check))
+        return cls(load(directory, device=device, check=check, compiler=compiler))
 
     @property
     def manifest(self) -> Manifest:

@@ -49,6 +49,8 @@ class ActorPlan:
         slots: calls at once; 0 for what suits the device.
         voices: kept in memory (RVC).
         threads: CPU threads of torch and OpenMP.
+        reference_s: of a reference clip at the most (F5).
+        compiler: backend of ``torch.compile`` on a GPU (F5); none where empty.
     """
 
     gpus: float = 0.5
@@ -56,6 +58,8 @@ class ActorPlan:
     slots: int = 0
     voices: int = 8
     threads: int = 1
+    reference_s: float = 12.0
+    compiler: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,13 @@ def build_body(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Bo
     if spec.role is Role.F5:
         from services.inference.engine.speech import SpeechBody, SpeechLimits
 
-        return SpeechBody(spec, store, cache_dir, SpeechLimits(plan.slots), settings.marking)
+        return SpeechBody(
+            spec,
+            store,
+            cache_dir,
+            SpeechLimits(plan.slots, plan.reference_s, plan.compiler),
+            settings.marking,
+        )
     from services.inference.engine.conversion import ConversionBody, ConversionLimits
 
     limits = ConversionLimits(plan.slots, plan.voices, threads=plan.threads)

@@ -26,7 +26,7 @@ from services.engines.bundles.manifest import read_manifest
 from services.engines.device import natural_device
 from services.engines.f5 import small
 from services.engines.f5.planning import RATE_HZ, Reference, SynthesisItem
-from services.engines.f5.reference import ReferenceClip, prepare
+from services.engines.f5.reference import MAX_S, ReferenceClip, prepare
 from services.engines.f5.synthesis import F5Model
 from services.engines.f5.wording import spoken
 from services.engines.whisper.alignment import words_of
@@ -70,9 +70,17 @@ _SMALL = "f5-small-random"
 
 @dataclass(frozen=True, slots=True)
 class SpeechLimits:
-    """How much an F5 replica takes on at once; 0 means what suits its device."""
+    """How much an F5 replica takes on at once; 0 means what suits its device.
+
+    Args:
+        slots: texts at once.
+        reference_s: of a clip at the most; a frame of it costs as much as one of speech.
+        compiler: backend of ``torch.compile`` on a GPU; none where empty.
+    """
 
     slots: int = 0
+    reference_s: float = MAX_S
+    compiler: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,9 @@ class SpeechBody:
         )
         device = natural_device()
         # The cache has just hashed what it fetched; the small bundle is hashed as it is made.
-        self._model = F5Model.load(directory, device=device, check=False)
+        compiler = limits.compiler if device == "cuda" else ""
+        self._model = F5Model.load(directory, device=device, check=False, compiler=compiler)
+        self._reference_s = limits.reference_s
         self._references: OrderedDict[tuple[str, str], Reference] = OrderedDict()
         self._lock = threading.Lock()
         manifest = self._model.manifest
@@ -254,6 +264,7 @@ class SpeechBody:
             audio.rate_hz,
             voice.reference_text,
             words=voice.reference_words or None,
+            max_s=self._reference_s,
         )
 
     def _clip(self, voice: F5Voice) -> quality.Reference:

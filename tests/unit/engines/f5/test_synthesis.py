@@ -133,6 +133,16 @@ def test_bfloat16_stays_near_float32(bundle, alone, voice):
     assert half.synthesize([item])[0].dtype == np.float32
 
 
+def test_a_compiled_network_speaks_the_same(bundle, alone, voice):
+    """Through the compiler's own front end; what a GPU's back end makes of it needs a GPU."""
+    loaded = model.load(bundle, compiler="eager")
+    assert all(block._compiled_call_impl is not None for block in loaded.transformer.transformer_blocks)
+    compiled = F5Model(loaded, budget=TOGETHER)
+    items = [SynthesisItem(text, voice, 2, seed=5) for text in ("Hello there.", LONG[:150])]
+    for made, item in zip(compiled.synthesize(items), items, strict=True):
+        assert error(made, alone.synthesize([item])[0]) < 1e-3
+
+
 # ---- seeds
 
 
