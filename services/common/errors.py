@@ -47,6 +47,11 @@ class FailureClass(enum.Enum):
     PERMANENT = "permanent"
     """Never try again: a bug or a missing thing that waiting does not mend."""
 
+    @property
+    def concerns_node(self) -> bool:
+        """Whether it is worth knowing on which machine it happened: another one may do."""
+        return self in (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
+
 
 class Reason(enum.StrEnum):
     """Every ``ErrorInfo.reason`` that Voxfleet sends. Documented in ``docs/reference/errors.md``."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from services.common.jobs.tasks import Blob, Task, TimedWord
 
@@ -110,6 +110,16 @@ class NodeFacts:
     cpus: float
     virtual_gpus: bool
     gpu_type: str = ""
+
+    def leaving(self, drained: Collection[str], *, busy: bool) -> NodeFacts:
+        """As the ledger is told of it: one of the drained says whether any of our work is left there."""
+        if self.state != "alive" or self.name not in drained:
+            return self
+        return replace(self, state="draining" if busy else "drained")
+
+
+TRAINER_POOL = "trainer"
+"""What grants call the GPUs of trainings; the others are called as their engines are."""
 
 
 @dataclass(frozen=True, slots=True)

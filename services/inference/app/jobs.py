@@ -7,7 +7,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.common.errors import Kind, Reason, VoxfleetError, internal
@@ -102,11 +101,8 @@ class Jobs:
         )
 
     def _shown(self, node: NodeFacts) -> NodeFacts:
-        """A node as the ledger is told of it: a drained one says whether any replica is left there."""
-        if node.state != "alive" or node.name not in self._drained:
-            return node
         gone = self._f5.left(node.name) and self._rvc.left(node.name)
-        return replace(node, state="drained" if gone else "draining")
+        return node.leaving(self._drained, busy=not gone)
 
     async def __call__(self, attempt: Attempt) -> Outcome:
         """Does the work of one lease; see :mod:`services.common.jobs.worker`."""

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 
-from services.common.errors import FailureClass, Kind, Reason, VoxfleetError, unavailable
+from services.common.errors import Kind, Reason, VoxfleetError, unavailable
 from services.common.jobs.model import PoolState
 from services.inference import metrics
 from services.inference.app.members import GpusLentError, Member, Running, Ticket
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _SMOOTHING = 0.2
 _DIED = "died"
-_OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
 
 
 class Pool:
@@ -262,7 +261,7 @@ class Pool:
             try:
                 yield running
             except VoxfleetError as error:
-                if error.failure in _OF_A_NODE:
+                if error.failure.concerns_node:
                     error.metadata.setdefault("node", member.facts.node)
                 if error.reason is Reason.WORKER_LOST:
                     self._lost(member)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from services.common.jobs.model import FleetOrders, GpuFacts, PoolState, TrainingGpus
+from services.common.jobs.model import TRAINER_POOL, FleetOrders, GpuFacts, PoolState, TrainingGpus
 from services.metadata.app.channel import Orders
 from services.metadata.app.fleet import seen_nodes
 from services.metadata.model.fleet import RunningJob
@@ -34,7 +34,6 @@ from services.metadata.scheduling.grants import (
 
 log = logging.getLogger(__name__)
 
-TRAINER: Final = "trainer"
 POOL_OF_KIND: Final[Mapping[str, str]] = {"rvc.convert": "rvc", "f5.item": "f5", "f5.convert": "f5"}
 
 
@@ -262,7 +261,7 @@ def to_tell(found: Grants, holding: Iterable[HoldingTraining]) -> dict[str, floa
     Else the trainer would begin the next one on it, or the same one again, before the next decision.
     """
     leaving = sum(one.gpus for one in holding if one.yield_asked or one.job in found.yields)
-    return {**found.pools, TRAINER: float(max(found.trainer_gpus - leaving, 0))}
+    return {**found.pools, TRAINER_POOL: float(max(found.trainer_gpus - leaving, 0))}
 
 
 def _waits(training: TrainingGpus) -> bool:

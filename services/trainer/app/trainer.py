@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from services.common.errors import FailureClass, VoxfleetError, internal
-from services.common.jobs.model import Capacity, FleetOrders, GpuFacts, NodeFacts, Outcome, Succeeded
+from services.common.jobs.model import (
+    TRAINER_POOL,
+    Capacity,
+    FleetOrders,
+    GpuFacts,
+    NodeFacts,
+    Outcome,
+    Succeeded,
+)
 from services.common.jobs.tasks import TrainTask
 from services.common.jobs.worker import Attempt
 from services.trainer import metrics, model
@@ -17,8 +24,6 @@ from services.trainer.ports import Backend, Bundles, WorkFiles
 log = logging.getLogger(__name__)
 
 KIND = "rvc.train"
-POOL = "trainer"
-"""What GPUs are granted to."""
 _EPSILON = 1e-6
 
 
@@ -81,7 +86,7 @@ class Trainer:
             sum(int(node.gpus) for node in usable),
             waiting=sum(training.gpus_wanted for training in self._trainings),
             held=sum(training.gpus_held for training in self._trainings if training.node not in drained),
-            granted=self._orders.grants.get(POOL),
+            granted=self._orders.grants.get(TRAINER_POOL),
         )
         return Capacity(
             {KIND: places},
@@ -91,17 +96,14 @@ class Trainer:
 
     def _may_hold(self, gpus: int) -> bool:
         """Whether so many more are granted: what Ray has free may have been promised to the pools."""
-        granted = self._orders.grants.get(POOL)
+        granted = self._orders.grants.get(TRAINER_POOL)
         drained = self._orders.drained_nodes
         claimed = sum(one.gpus_claimed for one in self._trainings if one.node not in drained)
         return granted is None or claimed + gpus <= granted + _EPSILON
 
     def _shown(self, node: NodeFacts) -> NodeFacts:
-        """A node as the ledger is told of it: a drained one says whether any work of ours is left there."""
-        if node.state != "alive" or node.name not in self._orders.drained_nodes:
-            return node
         left = any(training.node == node.name for training in self._trainings)
-        return replace(node, state="draining" if left else "drained")
+        return node.leaving(self._orders.drained_nodes, busy=left)
 
     async def handle(self, attempt: Attempt) -> Outcome:
         """Does the work of one lease.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from services.common import telemetry
-from services.common.errors import FailureClass, Reason, VoxfleetError, unavailable
+from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.jobs.model import (
     AttemptStopped,
     Checkpoint,
@@ -40,7 +40,6 @@ from services.trainer.stage import Prepared, Published, Result, Snapshot, StageS
 log = logging.getLogger(__name__)
 
 _LOSSES = ("loss_mel", "loss_g", "loss_d")
-_OF_A_NODE = (FailureClass.NODE, FailureClass.RESOURCE, FailureClass.TRANSIENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +276,7 @@ class Training:
                 log.info("%s: stage %s is done after %.1f s", self._job, spec.stage.value, took_s)
                 return result
             except VoxfleetError as error:
-                if running.node and error.failure in _OF_A_NODE:
+                if running.node and error.failure.concerns_node:
                     error.metadata.setdefault("node", running.node)
                 raise
             finally:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from services.common.jobs.model import GpuFacts, PoolState
-from services.metadata.app.grants import TRAINER, Memory, merged, pools_of, remember, to_tell
+from services.common.jobs.model import TRAINER_POOL, GpuFacts, PoolState
+from services.metadata.app.grants import Memory, merged, pools_of, remember, to_tell
 from services.metadata.ports.grants import WantingTraining
 from services.metadata.scheduling.grants import (
     HoldingTraining,
@@ -50,7 +50,7 @@ class Cluster:
         speaks = self.speaks(self.now_s)
         told = self._decide(speaks)
         self._pool(told["f5"] > 0, speaks)
-        self._trainer(told[TRAINER] >= 1)
+        self._trainer(told[TRAINER_POOL] >= 1)
         assert self.held_since_s is None or self.training_since_s is None, "both have the one GPU"
 
     @property
