@@ -20,7 +20,7 @@ from services.metadata.app.work import Work
 from services.metadata.model.catalog import Audio
 from services.metadata.model.jobs import NewJob, PriorityClass
 from services.metadata.model.retention import DAY_S, RetentionSettings
-from services.metadata.scheduling.lanes import LaneKey, Pick
+from services.metadata.scheduling.lanes import LaneKey, Pick, Turn
 
 CLASSES = {"rvc.train": PriorityClass.TRAINING, "rvc.convert": PriorityClass.CONVERSION}
 
@@ -157,7 +157,7 @@ class Keeping:
         """The next waiting job of a lane, claimed. Returns its fence."""
         pick = Pick(LaneKey(kind, CLASSES.get(kind, PriorityClass.BATCH), team), 1, -1)
         async with self.store.leases() as rows:
-            (leased,) = await rows.claim("w", "n", [pick], 60, gpu_types=(), max_gpus=8)
+            (leased,) = await rows.claim([Turn("w", "n", pick)], 60, gpu_types=(), max_gpus=8)
         return leased.fence
 
     async def finished(self, kind="rvc.convert", *, outputs=(), checkpoint=b"", **changes):

@@ -25,7 +25,7 @@ from services.metadata.model.catalog import Voice, VoiceState
 from services.metadata.model.fleet import Quota
 from services.metadata.model.jobs import AttemptOutcome, End, JobState
 from services.metadata.model.page import Page
-from services.metadata.scheduling.lanes import Pick
+from services.metadata.scheduling.lanes import Pick, Turn
 from tests.chaos.looks import (
     faults,
     let_expire,
@@ -241,7 +241,11 @@ async def test_two_processes_do_not_share_out_a_quota_twice(metadata, where, slo
     async def claim(store: PostgresStore, worker: str) -> int:
         async with store.leases() as rows:
             picks = [Pick(ITEMS, 10, 0)]
-            return len(await rows.claim(worker, worker, picks, 60.0, gpu_types=(), max_gpus=1e9))
+            return len(
+                await rows.claim(
+                    [Turn(worker, worker, pick) for pick in picks], 60.0, gpu_types=(), max_gpus=1e9
+                )
+            )
 
     with stalled(metadata.url, where) as connection:
         first = asyncio.create_task(claim(slow, "w-slow"))
@@ -296,7 +300,8 @@ async def test_what_waits_for_another_job_is_not_claimed_whoever_asks(metadata):
     await batch_of(metadata, 3, depends_on=(first.name,))
     async with metadata.store.leases() as rows:
         # Not the dispatcher, which would not even look: this is what the database itself says.
-        claimed = await rows.claim("w1", "n1", [Pick(ITEMS, 10, 0)], 60.0, gpu_types=(), max_gpus=1e9)
+        turn = Turn("w1", "n1", Pick(ITEMS, 10, 0))
+        claimed = await rows.claim([turn], 60.0, gpu_types=(), max_gpus=1e9)
     assert {job.parent_id for job in claimed} == {first.id}
 
 
