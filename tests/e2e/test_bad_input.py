@@ -119,9 +119,9 @@ CALLS: dict[str, tuple[Callable[..., object], str]] = {
         lambda a, n: a.voices.train([n["target"]], parameters=voice_pb2.RvcTrainingParameters(preset="huge")),
         "INVALID_ARGUMENT",
     ),
-    "feature not built": (
-        lambda a, n: a.synthesis.convert(n["target"], n["clone"], engine="f5"),
-        "FEATURE_NOT_BUILT",
+    "an engine that does not exist": (
+        lambda a, n: a.synthesis.convert(n["target"], n["clone"], engine="vits"),
+        "UNSUPPORTED_ENGINE",
     ),
     "explaining an unknown job": (lambda a, n: a.jobs.explain("none-such"), "JOB_NOT_FOUND"),
     "unknown filter": (lambda a, n: list(a.audio.list(filter="colour=red")), "INVALID_ARGUMENT"),

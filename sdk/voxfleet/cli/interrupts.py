@@ -46,7 +46,10 @@ def interruptible(function: Callable[[], None], stop: Callable[[], None]) -> Non
     except KeyboardInterrupt:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stop()
+        # Beside: closing a channel in the midst of a call has been seen to wait for ever.
+        stopper = threading.Thread(target=stop, name="stop", daemon=True)
+        stopper.start()
+        stopper.join(_GRACE_S)
         # It may not even have begun.
         if worker.is_alive():
             worker.join(_GRACE_S)
