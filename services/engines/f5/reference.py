@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from services.common.errors import Reason, invalid
 from services.common.jobs.tasks import TimedWord
+from services.common.media.silence import FRAME_S, SILENT_DBFS, audible, frame_levels, silent_runs
 from services.engines.f5 import text as f5_text
 
 RATE_HZ = 24_000
@@ -25,9 +26,6 @@ MAX_S = 12.0
 MIN_S = 1.0
 TARGET_RMS = 0.1
 
-_FRAME_S = 0.01
-_SILENT_DBFS = -60.0
-_BELOW_LOUDEST_DB = 40.0
 _TAIL_S = 0.05
 _CUT_FROM_S = 6.0
 _PAUSE_S = 0.1
@@ -91,13 +89,13 @@ def prepare(
     """
     transcript = f5_text.checked(transcript, field="reference_text")
     mono, levels, (start, end) = _sound(audio, rate_hz)
-    cut = (end - start) * _FRAME_S > max_s
+    cut = (end - start) * FRAME_S > max_s
     if cut:
-        first = start + round(min(_CUT_FROM_S, max_s / 2) / _FRAME_S)
-        window = _Window(start, end, first, start + round(max_s / _FRAME_S))
+        first = start + round(min(_CUT_FROM_S, max_s / 2) / FRAME_S)
+        window = _Window(start, end, first, start + round(max_s / FRAME_S))
         end, transcript = _cut(levels, window, transcript, words)
-        _check_length((end - start) * _FRAME_S)
-    frame = round(_FRAME_S * RATE_HZ)
+        _check_length((end - start) * FRAME_S)
+    frame = round(FRAME_S * RATE_HZ)
     speech = mono[start * frame : end * frame]
     rms = float(np.sqrt(np.mean(np.square(speech, dtype=np.float64))))
     # Upstream raises quiet clips and leaves loud ones as they are.
@@ -131,9 +129,9 @@ def _sound(audio: Samples, rate_hz: int) -> tuple[Samples, NDArray[np.float64], 
         )
     if rate_hz != RATE_HZ:
         mono = soxr.resample(mono, rate_hz, RATE_HZ, quality="HQ").astype(np.float32)
-    levels = _levels(mono)
+    levels = frame_levels(mono, RATE_HZ)
     start, end = _speech_span(levels)
-    _check_length((end - start) * _FRAME_S)
+    _check_length((end - start) * FRAME_S)
     return mono, levels, (start, end)
 
 
@@ -150,31 +148,18 @@ def _mono(audio: Samples) -> Samples:
     return samples
 
 
-def _levels(mono: Samples) -> NDArray[np.float64]:
-    """The level of every 10 ms, in dBFS."""
-    frame = round(_FRAME_S * RATE_HZ)
-    whole = mono[: len(mono) // frame * frame].reshape(-1, frame)
-    power = np.mean(np.square(whole, dtype=np.float64), axis=1)
-    decibels: NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-12))
-    return decibels
-
-
 def _speech_span(levels: NDArray[np.float64]) -> tuple[int, int]:
     """(first, one past the last) frame that is not silence."""
     loudest = float(levels.max()) if levels.size else -np.inf
-    if levels.size and loudest < _SILENT_DBFS:
+    if levels.size and loudest < SILENT_DBFS:
         raise invalid(
             Reason.AUDIO_SILENT,
             f"the reference clip is silent (its loudest 10 ms are at {loudest:.0f} dBFS)",
             field="reference_audio",
             level_dbfs=round(loudest, 1),
         )
-    heard = np.flatnonzero(levels >= _silence_below(levels))
+    heard = np.flatnonzero(audible(levels))
     return (int(heard[0]), int(heard[-1]) + 1) if heard.size else (0, 0)
-
-
-def _silence_below(levels: NDArray[np.float64]) -> float:
-    return max(_SILENT_DBFS, float(levels.max()) - _BELOW_LOUDEST_DB) if levels.size else _SILENT_DBFS
 
 
 def _check_length(duration_s: float) -> None:
@@ -207,8 +192,8 @@ def _cut(
     """(one past the last frame kept, the transcript of what is kept)."""
     found = _cut_by_words(words, window, transcript) if words else _cut_by_pauses(levels, window, transcript)
     if found is None:
-        duration_s = (window.end - window.start) * _FRAME_S
-        max_s = (window.last - window.start) * _FRAME_S
+        duration_s = (window.end - window.start) * FRAME_S
+        max_s = (window.last - window.start) * FRAME_S
         raise invalid(
             Reason.AUDIO_TOO_LONG,
             f"the reference clip has {duration_s:.1f} s of sound; F5 takes {max_s:g} s, and no pause before "
@@ -237,7 +222,7 @@ def _cut_by_words(words: Sequence[TimedWord], window: _Window, transcript: str) 
 
 
 def _frame_at(at_s: float) -> int:
-    return round(at_s / _FRAME_S)
+    return round(at_s / FRAME_S)
 
 
 def _up_to_word(transcript: str, words: Sequence[TimedWord], last: int) -> str:
@@ -256,7 +241,7 @@ def _cut_by_pauses(levels: NDArray[np.float64], window: _Window, transcript: str
 
     Speech is taken to run evenly over the transcript's bytes, pauses left out.
     """
-    heard = levels[: window.end] >= _silence_below(levels)
+    heard = audible(levels)[: window.end]
     spoken = np.concatenate([[0], np.cumsum(heard[window.start :])])
     total_bytes = f5_text.size_of(transcript)
     best: tuple[int, str] | None = None
@@ -264,7 +249,7 @@ def _cut_by_pauses(levels: NDArray[np.float64], window: _Window, transcript: str
         share = float(spoken[pause_start - window.start]) / float(spoken[-1])
         for boundary, tolerance_s in ((_CLAUSE, 1.0), (_WORD, 0.15)):
             text = _ending_near(transcript, boundary, share * total_bytes)
-            error_s = abs(f5_text.size_of(text) / total_bytes - share) * float(spoken[-1]) * _FRAME_S
+            error_s = abs(f5_text.size_of(text) / total_bytes - share) * float(spoken[-1]) * FRAME_S
             if text and error_s <= tolerance_s:
                 best = (min((pause_start + pause_end) // 2, window.last), text)
                 break
@@ -273,9 +258,8 @@ def _cut_by_pauses(levels: NDArray[np.float64], window: _Window, transcript: str
 
 def _pauses(heard: NDArray[np.bool_], window: _Window) -> list[tuple[int, int]]:
     """(first frame, one past the last) of the silences of at least 100 ms that begin in the window."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], heard, [True]]).astype(np.int8)))
-    spans = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    return [(a, b) for a, b in spans if (b - a) * _FRAME_S >= _PAUSE_S and window.first <= a <= window.last]
+    runs = silent_runs(heard, _PAUSE_S)
+    return [(first, last) for first, last in runs if window.first <= first <= window.last]
 
 
 def _ending_near(transcript: str, boundary: re.Pattern[str], target_bytes: float) -> str:

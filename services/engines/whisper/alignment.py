@@ -18,13 +18,11 @@ from rapidfuzz.distance import Levenshtein
 
 from services.common.jobs.tasks import TimedWord
 from services.common.media.resample import resample
+from services.common.media.silence import FRAME_S, audible, frame_levels, silent_runs
 from services.engines.whisper.asr import RATE_HZ, Recogniser
 from services.engines.whisper.scoring import UNSPACED, words_in
 
 _ANCHOR_LETTERS = 3
-_FRAME_S = 0.01
-_BELOW_LOUDEST_DB = 40.0
-_SILENT_DBFS = -60.0
 _PAUSE_S = 0.08
 _SLIVER_S = 0.05
 _LONG_PAUSE_S = 0.2
@@ -106,18 +104,8 @@ def timed(
 
 def silences(samples: Samples, rate_hz: int) -> list[tuple[float, float]]:
     """Where audio is at least 40 dB below its loudest 10 ms for 80 ms or more: (from, to) in seconds."""
-    frame = round(_FRAME_S * rate_hz)
-    whole = samples[: len(samples) // frame * frame].reshape(-1, frame)
-    if whole.size == 0:
-        return []
-    power = np.mean(np.square(whole, dtype=np.float64), axis=1)
-    levels = 10 * np.log10(np.maximum(power, 1e-12))
-    heard = levels >= max(_SILENT_DBFS, float(levels.max()) - _BELOW_LOUDEST_DB)
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], heard, [True]]).astype(np.int8)))
-    spans = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    return [
-        (first * _FRAME_S, last * _FRAME_S) for first, last in spans if (last - first) * _FRAME_S >= _PAUSE_S
-    ]
+    heard = audible(frame_levels(samples, rate_hz))
+    return [(first * FRAME_S, last * FRAME_S) for first, last in silent_runs(heard, _PAUSE_S)]
 
 
 # ---- from letters to times

@@ -16,10 +16,10 @@ from services.common.jobs.tasks import RespeakTask
 from services.common.media.decode import decode
 from services.common.media.resample import resample
 from services.engines.f5 import respeaking
-from services.engines.f5.listening import Heard, listen
 from services.engines.f5.planning import MIN_SLOT_S, RATE_HZ, Plan, Reference, SynthesisItem, seed_of
 from services.engines.f5.respeaking import Phrase
 from services.engines.f5.synthesis import F5Model
+from services.engines.whisper.recordings import Heard, listen
 from services.inference.app.languages import check_language
 from services.inference.calls import Advance, EngineFacts
 from services.inference.engine.blobs import fetch

@@ -17,11 +17,11 @@ from services.common.media.decode import decode
 from services.common.media.encode import Format, encode
 from services.common.media.resample import resample
 from services.engines.f5 import small
-from services.engines.f5.listening import STRETCH_S, stretches
 from services.engines.f5.model import Architecture
 from services.engines.f5.planning import RATE_HZ, Reference
 from services.engines.f5.reference import prepare
 from services.engines.f5.synthesis import F5Model
+from services.engines.whisper.recordings import STRETCH_S, stretches
 from services.engines.whisper.scoring import word_error_rate
 from services.inference.calls import Advance, EngineFacts, Weights
 from services.inference.engine.listening import Ear
