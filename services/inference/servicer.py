@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,8 +12,8 @@ import grpc
 
 from services.common import speaking
 from services.common.errors import Reason, invalid
-from services.common.jobs.model import SpeechQuality
-from services.common.jobs.tasks import Output, TimedWord
+from services.common.jobs.tasks import Output
+from services.common.jobs.wire import quality_to_proto, words_to_proto
 from services.common.names import parse, parse_team
 from services.common.rpc.caller import current_caller, require_operator
 from services.inference.app.bundles import Bundles, BundleView, ImportFile, ImportOpen, ImportPart
@@ -161,11 +161,7 @@ def speech_request(request: synthesis_pb2.SynthesizeRequest) -> SpeechRequest:
 
 
 def _heard(index: int, heard: Heard) -> catalog_pb2.HeardClip:
-    return catalog_pb2.HeardClip(index=index, text=heard.text, words=_words(heard.words))
-
-
-def _words(words: Iterable[TimedWord]) -> list[audio_pb2.WordTimestamp]:
-    return [audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s) for word in words]
+    return catalog_pb2.HeardClip(index=index, text=heard.text, words=words_to_proto(heard.words))
 
 
 def _provenance(header: Header) -> audio_pb2.Provenance:
@@ -197,17 +193,13 @@ def summary_of(summary: Summary) -> synthesis_pb2.SynthesisSummary:
         duration_s=summary.duration_s,
         steps=summary.steps,
         rtf=summary.rtf,
-        words=_words(summary.closed.words),
-        quality=_quality(summary.closed.quality),
+        words=words_to_proto(summary.closed.words),
+        quality=quality_to_proto(summary.closed.quality),
         spoken_text=summary.closed.spoken_text,
     )
     made.queue_time.FromTimedelta(timedelta(seconds=summary.queue_s))
     made.work_time.FromTimedelta(timedelta(seconds=summary.work_s))
     return made
-
-
-def _quality(quality: SpeechQuality | None) -> audio_pb2.SpeechQuality | None:
-    return None if quality is None else audio_pb2.SpeechQuality(**asdict(quality))
 
 
 def _bundle(view: BundleView) -> synthesis_pb2.Bundle:

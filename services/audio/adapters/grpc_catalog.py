@@ -12,8 +12,8 @@ from services.audio import wire
 from services.audio.model import Assessment, Measures
 from services.audio.records import AudioSpec, ResolvedAudio, UploadRecord
 from services.common.errors import VoxfleetError
-from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
 from services.common.jobs.tasks import Blob
+from services.common.jobs.wire import blob_from_proto, blob_to_proto
 from services.common.rpc import status
 from voxfleet.internal.v1 import catalog_pb2, catalog_pb2_grpc
 from voxfleet.v1 import audio_pb2

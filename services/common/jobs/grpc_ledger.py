@@ -11,29 +11,33 @@ import grpc
 
 from services.common.errors import Reason, VoxfleetError, unavailable
 from services.common.jobs.model import (
-    AudioOutput,
     Capacity,
     Checkpoint,
     Fence,
     FleetOrders,
-    GpuFacts,
     HeartbeatAck,
     Lease,
     Message,
     Outcome,
-    PoolState,
     Progress,
     Released,
     StopKind,
-    TrainingGpus,
     UnreadableLease,
 )
 from services.common.jobs.ports import WorkStream
-from services.common.jobs.tasks import Blob, load_task
+from services.common.jobs.tasks import load_task
+from services.common.jobs.wire import (
+    blob_from_proto,
+    blob_to_proto,
+    fence_from_proto,
+    fence_to_proto,
+    output_to_proto,
+    progress_to_proto,
+)
 from services.common.rpc import status
 from services.common.together import Together
 from voxfleet.internal.v1 import work_pb2, work_pb2_grpc
-from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2
+from voxfleet.v1 import fleet_pb2
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +84,7 @@ class GrpcLedger:
             end.succeeded.metrics.update(outcome.metrics)
             end.succeeded.weights = outcome.weights
             end.succeeded.weights_trained = outcome.weights_trained
-            end.succeeded.audios.extend(_audio_to_proto(audio) for audio in outcome.audios)
+            end.succeeded.audios.extend(output_to_proto(audio) for audio in outcome.audios)
             for step, metrics in outcome.curve:
                 end.succeeded.curve.add(step=step, metrics=metrics)
             if outcome.voice is not None:
@@ -212,64 +216,6 @@ class _GrpcWorkStream:
         self._call.cancel()
 
 
-def fence_to_proto(fence: Fence) -> work_pb2.Fence:
-    """The fence on the wire."""
-    return work_pb2.Fence(job_id=fence.job_id, attempt=fence.attempt, lease_token=fence.lease_token)
-
-
-def fence_from_proto(fence: work_pb2.Fence) -> Fence:
-    """The fence from the wire."""
-    return Fence(fence.job_id, fence.attempt, fence.lease_token)
-
-
-def blob_to_proto(blob: Blob) -> work_pb2.BlobRef:
-    """The blob on the wire."""
-    return work_pb2.BlobRef(
-        key=blob.key, sha256=blob.sha256, size_bytes=blob.size_bytes, media_type=blob.media_type
-    )
-
-
-def blob_from_proto(blob: work_pb2.BlobRef) -> Blob:
-    """The blob from the wire."""
-    return Blob(key=blob.key, sha256=blob.sha256, size_bytes=blob.size_bytes, media_type=blob.media_type)
-
-
-def gpu_facts_from_proto(capacity: work_pb2.WorkerCapacity) -> GpuFacts:
-    """The GPU facts from the wire."""
-    return GpuFacts(
-        tuple(TrainingGpus(one.job_id, round(one.gpus), one.node, one.held_s) for one in capacity.trainings),
-        tuple(
-            PoolState(
-                name=pool.name,
-                gpus_each=pool.gpus_each,
-                places_each=pool.places_each,
-                least=pool.least,
-                most=pool.most,
-                held_gpus=pool.held_gpus,
-                streams_waiting=pool.streams_waiting,
-                streams_running=pool.streams_running,
-                begun=pool.begun,
-                streams_waited_s=pool.streams_waited_s,
-                since_begin_s=pool.since_begin_s,
-            )
-            for pool in capacity.pools
-        ),
-    )
-
-
-def progress_to_proto(progress: Progress) -> job_pb2.JobProgress:
-    """The snapshot on the wire."""
-    return job_pb2.JobProgress(
-        phase=progress.phase,
-        step=progress.step,
-        total_steps=progress.total_steps,
-        percent=progress.percent,
-        metrics=progress.metrics,
-        message=progress.message,
-        remaining_s=progress.remaining_s,
-    )
-
-
 def _lease_from_proto(lease: work_pb2.Lease) -> Lease:
     return Lease(
         fence=fence_from_proto(lease.fence),
@@ -282,28 +228,4 @@ def _lease_from_proto(lease: work_pb2.Lease) -> Lease:
         ),
         batch_scale=lease.batch_scale or 1.0,
         avoid_nodes=tuple(lease.avoid_nodes),
-    )
-
-
-def _audio_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
-    return work_pb2.OutputAudio(
-        blob=blob_to_proto(audio.blob),
-        duration_s=audio.duration_s,
-        rate_hz=audio.rate_hz,
-        channels=audio.channels,
-        codec=audio.codec,
-        display_name=audio.display_name,
-        engine=audio.engine,
-        weights=audio.weights,
-        weights_trained=audio.weights_trained,
-        weights_licence=audio.weights_licence,
-        seed=audio.seed,
-        voice=audio.voice,
-        source_audio=audio.source_audio,
-        watermarked=audio.watermarked,
-        words=[
-            audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s)
-            for word in audio.words
-        ],
-        quality=None if audio.quality is None else audio_pb2.SpeechQuality(**asdict(audio.quality)),
     )

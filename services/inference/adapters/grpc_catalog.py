@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import grpc
 
-from services.common.jobs.grpc_ledger import blob_from_proto
-from services.common.jobs.tasks import F5Voice, Pronunciation, TimedWord
+from services.common.jobs.tasks import F5Voice, Pronunciation
+from services.common.jobs.wire import blob_from_proto, words_from_proto
 from services.common.rpc import status
 from services.engines.bundles.manifest import Manifest
 from services.inference.ports import ResolvedAudio, ResolvedVoice, Usage
@@ -36,10 +36,7 @@ class GrpcCatalog:
                 reference=blob_from_proto(found.reference),
                 reference_text=found.reference_text,
                 languages=tuple(found.voice.languages),
-                reference_words=tuple(
-                    TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s)
-                    for word in found.reference_words
-                ),
+                reference_words=words_from_proto(found.reference_words),
             )
         return ResolvedVoice(found.voice.name, found.voice.engine, f5, tuple(found.allowed_licences))
 

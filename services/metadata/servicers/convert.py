@@ -10,8 +10,8 @@ from typing import Any
 from google.protobuf import json_format, message, timestamp_pb2
 
 from services.common import telemetry
-from services.common.jobs.grpc_ledger import blob_to_proto
 from services.common.jobs.tasks import Blob
+from services.common.jobs.wire import blob_to_proto, words_to_proto
 from services.metadata.app.jobs import waiting_reason
 from services.metadata.model.catalog import Audio, Reference, Upload, Voice, VoiceState
 from services.metadata.model.identity import ApiKey, Team
@@ -243,10 +243,7 @@ def voice_resolution(
         reference=blob_to_proto(reference) if reference is not None else None,
         reference_text=clip.text,
         package=blob_to_proto(voice.package) if voice.package is not None else None,
-        reference_words=[
-            audio_pb2.WordTimestamp(word=word.text, start_s=word.start_s, end_s=word.end_s)
-            for word in clip.words
-        ],
+        reference_words=words_to_proto(clip.words),
     )
 
 

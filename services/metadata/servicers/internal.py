@@ -6,11 +6,10 @@ import json
 
 from services.common import names
 from services.common.errors import Reason, invalid
-from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
 from services.common.jobs.model import (
     StopKind,
 )
-from services.common.jobs.tasks import TimedWord
+from services.common.jobs.wire import blob_from_proto, blob_to_proto, words_from_proto
 from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles
 from services.metadata.app.identity import Identity
@@ -206,5 +205,4 @@ def _clip(clip: voice_pb2.ReferenceClip, heard: catalog_pb2.HeardClip | None) ->
     """A clip of a new voice; what was heard in it says what its text is."""
     if heard is None:
         return Reference(clip.audio, clip.text, clip.style)
-    words = tuple(TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s) for word in heard.words)
-    return Reference(clip.audio, heard.text, clip.style, words)
+    return Reference(clip.audio, heard.text, clip.style, words_from_proto(heard.words))

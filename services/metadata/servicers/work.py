@@ -9,26 +9,24 @@ from collections.abc import AsyncIterator, Sequence
 from google.protobuf import json_format
 
 from services.common.errors import FailureClass, Reason, VoxfleetError, invalid
-from services.common.jobs.grpc_ledger import (
-    blob_from_proto,
-    blob_to_proto,
-    fence_from_proto,
-    fence_to_proto,
-    gpu_facts_from_proto,
-)
 from services.common.jobs.model import (
-    AudioOutput,
     Checkpoint,
     Fence,
     FleetOrders,
     Progress,
     Released,
-    SpeechQuality,
     StopKind,
     Succeeded,
     VoiceOutput,
 )
-from services.common.jobs.tasks import TimedWord
+from services.common.jobs.wire import (
+    blob_from_proto,
+    blob_to_proto,
+    fence_from_proto,
+    fence_to_proto,
+    gpu_facts_from_proto,
+    output_from_proto,
+)
 from services.common.rpc import status
 from services.metadata.app.channel import Orders, WorkSession
 from services.metadata.app.dispatch import Dispatcher
@@ -257,39 +255,10 @@ def _succeeded(found: work_pb2.AttemptSucceeded) -> Succeeded:
             dict(found.voice.metrics),
         )
     return Succeeded(
-        audios=tuple(
-            AudioOutput(
-                blob=blob_from_proto(audio.blob),
-                duration_s=audio.duration_s,
-                rate_hz=audio.rate_hz,
-                channels=audio.channels,
-                codec=audio.codec,
-                display_name=audio.display_name,
-                engine=audio.engine,
-                weights=audio.weights,
-                weights_trained=audio.weights_trained,
-                weights_licence=audio.weights_licence,
-                seed=audio.seed,
-                voice=audio.voice,
-                source_audio=audio.source_audio,
-                watermarked=audio.watermarked,
-                words=tuple(
-                    TimedWord(text=word.word, start_s=word.start_s, end_s=word.end_s) for word in audio.words
-                ),
-                quality=_quality(audio),
-            )
-            for audio in found.audios
-        ),
+        audios=tuple(output_from_proto(audio) for audio in found.audios),
         voice=voice,
         metrics=dict(found.metrics),
         curve=tuple((point.step, dict(point.metrics)) for point in found.curve),
         weights=found.weights,
         weights_trained=found.weights_trained,
     )
-
-
-def _quality(audio: work_pb2.OutputAudio) -> SpeechQuality | None:
-    if not audio.HasField("quality"):
-        return None
-    found = audio.quality
-    return SpeechQuality(found.word_error_rate, found.similarity, found.tries, found.heard, found.passed)

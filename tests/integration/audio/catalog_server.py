@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.audio import wire
 from services.audio.model import Assessment, Grade, Measures
-from services.common.jobs.grpc_ledger import blob_from_proto, blob_to_proto
+from services.common.jobs.wire import blob_from_proto, blob_to_proto
 from services.common.names import parse_team
 from services.common.rpc.caller import current_caller
 from services.common.telemetry import current_trace_id

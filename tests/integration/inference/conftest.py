@@ -18,8 +18,8 @@ import torch
 
 from services.common.artifacts.minio_store import MinioArtifactStore
 from services.common.artifacts.model import content_key
-from services.common.jobs.grpc_ledger import blob_to_proto
 from services.common.jobs.tasks import Blob, F5Voice, RvcVoice, SourceAudio
+from services.common.jobs.wire import blob_to_proto
 from services.common.rpc.caller import Caller
 from services.common.rpc.channel import identity_headers
 from services.engines.rvc.config import preset

@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 
 from services.common.errors import Kind, Reason
-from services.common.jobs.grpc_ledger import fence_to_proto
+from services.common.jobs.wire import fence_to_proto
 from services.common.rpc.status import from_status
 from services.metadata.app.channel import WorkSession
 from services.metadata.model.fleet import WorkerRow

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from services.common.jobs.grpc_ledger import _GrpcWorkStream, gpu_facts_from_proto
+from services.common.jobs.grpc_ledger import _GrpcWorkStream
 from services.common.jobs.model import Capacity, GpuFacts, PoolState, TrainingGpus
+from services.common.jobs.wire import gpu_facts_from_proto
 from services.metadata.app.grants import (
     Memory,
     aged,
