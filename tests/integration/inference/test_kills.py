@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import inspect
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,11 +101,12 @@ async def running(pool: Pool, replicas: int) -> AsyncIterator[None]:
         await asyncio.gather(keeper, return_exceptions=True)
 
 
-async def until(condition, timeout_s: float = 120.0) -> None:
-    """As :func:`tests.polling.until`, for what happens on this event loop."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
+async def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """:func:`tests.polling.until` for what happens on this event loop; a failure tells what was awaited."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{inspect.getsource(condition).strip()}; actors: {actors()}"
+        await asyncio.sleep(0.02)
 
 
 def ready(pool: Pool) -> dict[int, int]:
@@ -115,13 +118,15 @@ def ready(pool: Pool) -> dict[int, int]:
     }
 
 
-def actors() -> set[int]:
-    """Processes of engine actors that live, under this process's Ray."""
-    found = set()
+def actors() -> dict[int, str]:
+    """Processes of engine actors that live, under this process's Ray, by pid: what each is and its parent."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         try:
             if process.status() != psutil.STATUS_ZOMBIE and "EngineActor" in " ".join(process.cmdline()):
-                found.add(process.pid)
+                found[process.pid] = (
+                    f"{' '.join(process.cmdline())}, {process.status()}, of {process.parent()}"
+                )
         except psutil.NoSuchProcess:
             continue
     return found
@@ -196,7 +201,7 @@ async def test_kills_leave_nothing_behind(cluster: None, tmp_path: Path) -> None
         # Each that was killed has one successor, no more.
         assert max(numbers) == REPLICAS + KILLS, numbers
         await until(lambda: len(actors()) == REPLICAS)
-        assert actors() == set(ready(pool).values())
+        assert actors().keys() == set(ready(pool).values())
     assert [client.failed for client in clients] == [[]] * CLIENTS
     assert sum(client.retried for client in clients) > 0
     await until(lambda: not actors())
