@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,17 +119,22 @@ def ready(pool: Pool) -> dict[int, int]:
 
 
 def actors() -> dict[int, str]:
-    """Processes of engine actors that live, under this process's Ray, by pid: what each is and its parent."""
+    """Engine actors that live, under this process's Ray and no other stack's, by pid: what each is."""
+    raylets = [one for one in psutil.Process().children(recursive=True) if _is_ours(one)]
     found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and "EngineActor" in " ".join(process.cmdline()):
-                found[process.pid] = (
-                    f"{' '.join(process.cmdline())}, {process.status()}, of {process.parent()}"
-                )
-        except psutil.NoSuchProcess:
-            continue
+    for process in (child for raylet in raylets for child in raylet.children()):
+        with suppress(psutil.NoSuchProcess):
+            name = " ".join(process.cmdline()).strip()
+            if process.status() != psutil.STATUS_ZOMBIE and "EngineActor" in name:
+                found[process.pid] = f"{name}, {process.status()}"
     return found
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    session = ray.get_runtime_context().get_session_name()
+    with suppress(psutil.NoSuchProcess):
+        return process.name() == "raylet" and any(session in part for part in process.cmdline())
+    return False
 
 
 @dataclass
