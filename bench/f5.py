@@ -48,7 +48,7 @@ from services.engines.f5.model import Architecture, LoadedF5, load
 from services.engines.f5.packing import Budget
 from services.engines.f5.planning import SynthesisItem
 from services.engines.f5.synthesis import F5Model
-from services.inference.engine.speech import small_bundle
+from services.inference.engine.bundle import small_bundle
 
 _STEPS = 16
 _IN_FLIGHT = 4

@@ -21,7 +21,16 @@ from services.common.artifacts.ports import ArtifactStore
 from services.common.jobs.tasks import Blob, F5Voice, SpeakingParameters
 from services.inference.adapters.ray_pool import ActorPlan, ActorSettings, RayExecutor
 from services.inference.app.pool import Pool
-from services.inference.calls import EngineFacts, EngineSpec, Event, Pcm, Request, StreamSpeech, Weights
+from services.inference.calls import (
+    EngineFacts,
+    EngineSpec,
+    Event,
+    Pcm,
+    Request,
+    Speaking,
+    StreamSpeech,
+    Weights,
+)
 from services.inference.engine.running import Emit, Stopped
 from services.inference.model import PoolPlan, Rank, Role
 from services.inference.ports import Executor
@@ -149,7 +158,7 @@ class NoEngine:
     def __init__(self, data: bytes) -> None:
         self._data = data
         weights = Weights("none", trained=False, licence="")
-        self.facts = EngineFacts(Role.F5, weights, (), "cpu", 8, "n", os.getpid())
+        self.facts = EngineFacts(Role.F5, weights, "cpu", 8, "n", os.getpid(), (Speaking(weights),))
 
     def run(self, request: Request, emit: Emit, stopped: Stopped) -> None:
         """See :class:`services.inference.engine.running.Body`."""

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from services.common.errors import Kind, Reason, VoxfleetError
 
 
+def is_allowed(allowed: Sequence[str], licence: str) -> bool:
+    """Whether a team that may use those SPDX ids (any, where there are none) may use these weights."""
+    return not allowed or licence in allowed
+
+
 def check_licence(allowed: Sequence[str], licence: str, weights: str) -> None:
     """Refuses weights that a team may not use.
 
@@ -17,7 +22,7 @@ def check_licence(allowed: Sequence[str], licence: str, weights: str) -> None:
 
     Errors: LICENCE_NOT_ALLOWED with ``licence``, ``allowed`` and ``weights``.
     """
-    if not allowed or licence in allowed:
+    if is_allowed(allowed, licence):
         return
     listed = ", ".join(allowed)
     raise VoxfleetError(

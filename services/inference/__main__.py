@@ -123,7 +123,12 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     make_store = functools.partial(MinioArtifactStore, s3)
     work_dir = Path(settings.cache_dir) / "inference"
     bundles = Bundles(
-        catalog, make_store(), work_dir, wanted=settings.f5_bundle, hub=Hub(url=settings.hub_url)
+        catalog,
+        make_store(),
+        work_dir,
+        wanted=settings.f5_bundle,
+        more=settings.f5_more_bundles,
+        hub=Hub(url=settings.hub_url),
     )
     actors = ActorSettings(
         make_store,

@@ -52,12 +52,29 @@ class EngineSpec:
         role: the engine.
         bundle: the weights (F5): a stored bundle's complete manifest, or None for the small random ones,
             which the replica makes itself.
+        more: stored bundles for languages that ``bundle`` lacks (F5), the first that has one first.
         contentvec: the stored ContentVec bundle, where there is one (RVC).
     """
 
     role: Role
     bundle: Manifest | None = None
+    more: tuple[Manifest, ...] = ()
     contentvec: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """A bundle that a replica speaks with (F5).
+
+    Args:
+        weights: its own.
+        languages: BCP-47 tags that they were made for; empty where nobody said.
+        characters: the single characters that they know; empty where that does not apply.
+    """
+
+    weights: Weights
+    languages: tuple[str, ...] = ()
+    characters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +83,23 @@ class EngineFacts:
 
     Args:
         role: the engine.
-        weights: of its bundle (F5), or nothing in particular (RVC: each voice has its own).
-        languages: BCP-47 tags that the weights were made for; empty where that does not apply.
+        weights: of its first bundle (F5), or nothing in particular (RVC: each voice has its own).
         device: ``cuda`` or ``cpu``.
         slots: calls that it takes at once.
         node: where it runs, as the ledger calls it; of an engine that cannot tell, its host.
         pid: its process there.
-        characters: the single characters that its weights know (F5).
+        speaking: every bundle that it speaks with, the default first (F5).
+        broken: bundles that it was to hold beside the default and could not load, and why.
     """
 
     role: Role
     weights: Weights
-    languages: tuple[str, ...]
     device: str
     slots: int
     node: str
     pid: int
-    characters: frozenset[str] = frozenset()
+    speaking: tuple[Speaking, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
 
 
 # ---- requests; the ``size`` of each is how much work it is, in units of its kind's own
@@ -98,6 +115,7 @@ class StreamSpeech:
         parameters: how; its seed is not 0.
         rate_hz: of the samples; 0 for the engine's own.
         pronunciations: what the request's lexicons say of the text's words, the first lexicon's first.
+        allowed: licences of the weights that its team may use; any where there are none.
     """
 
     text: str
@@ -105,6 +123,7 @@ class StreamSpeech:
     parameters: SpeakingParameters
     rate_hz: int = 0
     pronunciations: tuple[Pronunciation, ...] = ()
+    allowed: tuple[str, ...] = ()
 
     @property
     def size(self) -> float:
@@ -114,10 +133,14 @@ class StreamSpeech:
 
 @dataclass(frozen=True, slots=True)
 class Speak:
-    """Speak one text, for the job ``job``, and store it; the task's seed is not 0."""
+    """Speak one text, for the job ``job``, and store it; the task's seed is not 0.
+
+    ``allowed`` are the licences of the weights that its team may use, any where there are none.
+    """
 
     job: str
     task: SpeakTask
+    allowed: tuple[str, ...] = ()
 
     @property
     def size(self) -> float:
@@ -144,10 +167,15 @@ class Convert:
 
 @dataclass(frozen=True, slots=True)
 class Respeak:
-    """Speak a recording again in a zero-shot voice, for the job ``job``; the task's seed is not 0."""
+    """Speak a recording again in a zero-shot voice, for the job ``job``; the task's seed is not 0.
+
+    ``allowed`` are the licences that its team may use, any where there are none: which weights speak is
+    known only once the recording has been heard.
+    """
 
     job: str
     task: RespeakTask
+    allowed: tuple[str, ...] = ()
 
     @property
     def size(self) -> float:

@@ -112,10 +112,10 @@ class VoiceServicer:
         for number, clip in enumerate(voice.references):
             field = f"voice.references[{number}]"
             text = clip.text.strip()
-            check_transcript(text, self._f5.last_facts, field=f"{field}.text")
+            check_transcript(text, language, self._f5.last_facts, field=f"{field}.text")
             heard = await self._listening.hear(Clip(clip.audio, text, field), language)
             if heard is not None:
-                check_transcript(heard.text, self._f5.last_facts, field=f"{field}.text")
+                check_transcript(heard.text, language, self._f5.last_facts, field=f"{field}.text")
                 stored.heard.append(_heard(number, heard))
         return await self._catalog.StoreVoice(stored, timeout=context.time_remaining() or _TIMEOUT_S)
 

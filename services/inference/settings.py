@@ -14,6 +14,9 @@ class InferenceSettings(ServiceSettings):
     ray_address: str = Field("", description="host:port of the Ray head")
     cache_dir: str = Field(description="directory for weights and voices, the same path on every node")
     f5_bundle: str = Field("", description="empty for f5-v1-base where it is stored, else f5-small-random")
+    f5_more_bundles: int = Field(
+        2, ge=0, description="stored F5 bundles that each replica holds for languages which that one lacks"
+    )
     hub_url: str = Field(HUB_URL, description="where bundles are pulled from: the hub, or a mirror of it")
 
     f5_least: int = Field(1, ge=0, description="F5 replicas that are always kept")

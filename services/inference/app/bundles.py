@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,7 @@ from services.engines.bundles import catalogue, packaged
 from services.engines.bundles.imports import import_dir
 from services.engines.bundles.manifest import MANIFEST_FILE, Manifest
 from services.engines.bundles.pull import Hub, pull
+from services.inference.app.languages import primary
 from services.inference.calls import EngineSpec
 from services.inference.model import Role
 from services.inference.ports import Catalog
@@ -72,6 +73,7 @@ class Bundles:
         store: where their files are.
         work_dir: for what is on its way.
         wanted: the F5 bundle to use; empty for the official one where it is stored, else the small one.
+        more: F5 bundles at most that are used beside it, for languages which it lacks.
         hub: where bundles are pulled from.
     """
 
@@ -82,12 +84,14 @@ class Bundles:
         work_dir: Path,
         *,
         wanted: str = "",
+        more: int = 0,
         hub: Hub | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._work_dir = work_dir
         self._wanted = wanted
+        self._more = more
         self._hub = hub or Hub()
         self._stored: Mapping[str, Manifest] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -110,7 +114,7 @@ class Bundles:
         return self._wanted or (PREFERRED if PREFERRED in self._stored else FALLBACK)
 
     def f5_spec(self) -> EngineSpec:
-        """What F5 replicas are to hold.
+        """What F5 replicas are to hold: the default, and by name the stored ones that add a language.
 
         Errors: MODEL_NOT_FOUND where the bundle of the settings is not stored.
         """
@@ -122,7 +126,9 @@ class Bundles:
             raise precondition(
                 Reason.MODEL_NOT_FOUND, f"bundle {name} is of engine {stored.engine}, not f5", bundle=name
             )
-        return EngineSpec(Role.F5, bundle=stored)
+        others = (other for _, other in sorted(self._stored.items()) if other.engine == Role.F5)
+        more = adding_languages(stored or catalogue.known(name), others)
+        return EngineSpec(Role.F5, bundle=stored, more=more[: self._more])
 
     def rvc_spec(self) -> EngineSpec:
         """What RVC replicas are to hold."""
@@ -234,6 +240,19 @@ class Bundles:
         await self._catalog.store_bundle(manifest, team)
         log.info("bundle %s is stored (%d MiB)", manifest.name, manifest.size_bytes >> 20)
         await self.refresh()
+
+
+def adding_languages(default: Manifest, others: Iterable[Manifest]) -> tuple[Manifest, ...]:
+    """Those of other bundles that speak a language which neither the default nor one before them speaks."""
+    covered = set(map(primary, default.languages))
+    adding = []
+    for other in others:
+        new = set(map(primary, other.languages)) - covered
+        # Weights that nobody trained speak no language, whatever their text may be in.
+        if new and (other.trained or not default.trained):
+            adding.append(other)
+            covered |= new
+    return tuple(adding)
 
 
 def stored_key(manifest: Manifest, path: str) -> str:

@@ -32,10 +32,9 @@ from services.common.jobs.tasks import (
     TrainTask,
 )
 from services.common.jobs.worker import Attempt
-from services.common.licences import check_licence
 from services.inference import metrics
 from services.inference.app.bundles import Bundles
-from services.inference.app.languages import check_language
+from services.inference.app.languages import bundle_for, first_allowed, language_of
 from services.inference.app.licences import TeamLicences
 from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
@@ -43,6 +42,7 @@ from services.inference.calls import Advance, Convert, EngineFacts, Made, Reques
 from services.inference.model import Rank
 
 T = TypeVar("T")
+Speakable = TypeVar("Speakable", SpeakTask, RespeakTask)
 
 # Where each phase begins and ends, in percent of a job.
 _SPANS = {
@@ -124,15 +124,11 @@ class Jobs:
             return Released("trainings have the GPUs just now")
 
     async def _speak(self, attempt: Attempt, task: SpeakTask) -> Succeeded:
-        if not task.parameters.seed:
-            seeded = task.parameters.model_copy(update={"seed": new_seed()})
-            task = task.model_copy(update={"parameters": seeded})
-        allowed = await self._licences.allowed(task.team)
+        seeded, allowed = _seeded(task), await self._licences.allowed(task.team)
 
         def speak(facts: EngineFacts) -> Request:
-            check_licence(allowed, facts.weights.licence, facts.weights.name)
-            check_language(task.parameters.language, task.voice.languages, facts)
-            return Speak(attempt.lease.job, task)
+            bundle_for(language_of(task.parameters.language, task.voice.languages), facts, allowed)
+            return Speak(attempt.lease.job, seeded, allowed)
 
         made = await self._made(self._f5, speak, Rank.BATCH, attempt)
         return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
@@ -143,16 +139,15 @@ class Jobs:
         return _succeeded(made, "rvc", task.voice.name, _name_of(task.audio), task.audio.name)
 
     async def _respeak(self, attempt: Attempt, task: RespeakTask) -> Succeeded:
-        if not task.parameters.seed:
-            seeded = task.parameters.model_copy(update={"seed": new_seed()})
-            task = task.model_copy(update={"parameters": seeded})
-        allowed = await self._licences.allowed(task.team)
+        seeded, allowed = _seeded(task), await self._licences.allowed(task.team)
 
         def respeak(facts: EngineFacts) -> Request:
-            check_licence(allowed, facts.weights.licence, facts.weights.name)
             # What is said there is judged once it has been heard; what was announced, at once.
-            check_language(task.parameters.language, (), facts)
-            return Respeak(attempt.lease.job, task)
+            if task.parameters.language:
+                bundle_for(task.parameters.language, facts, allowed)
+            else:
+                first_allowed(facts.speaking, allowed)
+            return Respeak(attempt.lease.job, seeded, allowed)
 
         made = await self._made(self._f5, respeak, Rank.CONVERSION, attempt)
         return _succeeded(made, "f5", task.voice.name, _name_of(task.audio), task.audio.name)
@@ -196,6 +191,13 @@ class Jobs:
             metrics.CALLS.labels(engine, kind, "ok").inc()
         finally:
             self._running[kind] -= 1
+
+
+def _seeded(task: Speakable) -> Speakable:
+    """The task with a seed, chosen here and not by the engine: a second try then says the same."""
+    if task.parameters.seed:
+        return task
+    return task.model_copy(update={"parameters": task.parameters.model_copy(update={"seed": new_seed()})})
 
 
 def _name_of(audio: SourceAudio) -> str:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from services.common import telemetry
 from services.common.errors import Reason, VoxfleetError, internal, invalid, not_built
 from services.common.jobs.tasks import F5Voice, Pronunciation, SpeakingParameters
-from services.common.licences import check_licence
 from services.inference import metrics
 from services.inference.app.jobs import new_seed
-from services.inference.app.languages import check_language
+from services.inference.app.languages import bundle_for, language_of
 from services.inference.app.pool import Pool
 from services.inference.calls import Closed, EngineFacts, Opened, Pcm, Request, StreamSpeech, Weights
 from services.inference.model import Rank
@@ -128,8 +127,8 @@ class Synthesis:
         try:
             check_text(request.text)
             voice, allowed = await self._resolve(request)
-            asked = self._asked(request, voice, await self._pronunciations(request))
-            async with aclosing(self._speak(asked, allowed, progress)) as parts:
+            asked = self._asked(request, voice, await self._pronunciations(request), allowed)
+            async with aclosing(self._speak(asked, progress)) as parts:
                 async for part in parts:
                     if isinstance(part, bytes) and progress.samples == 0:
                         metrics.FIRST_AUDIO.observe(time.perf_counter() - began_s)
@@ -170,20 +169,22 @@ class Synthesis:
         return await self._catalog.pronunciations(request.team, request.lexicons, request.text)
 
     def _asked(
-        self, request: SpeechRequest, voice: F5Voice, pronunciations: tuple[Pronunciation, ...]
+        self,
+        request: SpeechRequest,
+        voice: F5Voice,
+        pronunciations: tuple[Pronunciation, ...],
+        allowed: Sequence[str],
     ) -> StreamSpeech:
         parameters = request.parameters
         if not parameters.seed:
             # Chosen here and not by the engine, so that a second try says the same.
             parameters = parameters.model_copy(update={"seed": new_seed()})
-        return StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations)
+        return StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations, tuple(allowed))
 
-    async def _speak(
-        self, asked: StreamSpeech, allowed: Sequence[str], progress: _Progress
-    ) -> AsyncGenerator[Header | bytes]:
+    async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         for last in (False, True):
             try:
-                async with aclosing(self._speak_once(asked, allowed, progress)) as parts:
+                async with aclosing(self._speak_once(asked, progress)) as parts:
                     async for part in parts:
                         yield part
                 return
@@ -192,12 +193,9 @@ class Synthesis:
                     raise
                 log.info("a replica died before the first sample; the request goes to another")
 
-    async def _speak_once(
-        self, asked: StreamSpeech, allowed: Sequence[str], progress: _Progress
-    ) -> AsyncGenerator[Header | bytes]:
+    async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         def make(facts: EngineFacts) -> Request:
-            check_licence(allowed, facts.weights.licence, facts.weights.name)
-            check_language(asked.parameters.language, asked.voice.languages, facts)
+            bundle_for(language_of(asked.parameters.language, asked.voice.languages), facts, asked.allowed)
             return asked
 
         async with self._pool.call(make, Rank.INTERACTIVE) as running:

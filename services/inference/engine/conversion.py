@@ -88,7 +88,6 @@ class ConversionBody:
         self.facts = EngineFacts(
             role=Role.RVC,
             weights=Weights("rvc", trained=True, licence=""),
-            languages=(),
             device=device,
             slots=limits.slots or (3 if device == "cuda" else 1),
             node=socket.gethostname(),

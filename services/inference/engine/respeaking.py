@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from services.engines.f5.planning import MIN_SLOT_S, RATE_HZ, Plan, Reference, S
 from services.engines.f5.respeaking import Phrase
 from services.engines.f5.synthesis import F5Model
 from services.engines.whisper.recordings import Heard, listen
-from services.inference.app.languages import check_language
+from services.inference.app.languages import bundle_for
 from services.inference.calls import Advance, EngineFacts
 from services.inference.engine.blobs import fetch
 from services.inference.engine.listening import Ear
@@ -71,30 +71,33 @@ class Respeaking:
     """Hears recordings and speaks them again.
 
     Args:
-        model: who speaks.
-        facts: whose languages are spoken, and on which device.
+        facts: which languages are spoken, and on which device.
         store: for recordings.
         ear: who listens.
     """
 
-    def __init__(self, model: F5Model, facts: EngineFacts, store: ArtifactStore, ear: Ear) -> None:
-        self._model = model
+    def __init__(self, facts: EngineFacts, store: ArtifactStore, ear: Ear) -> None:
         self._facts = facts
         self._store = store
         self._ear = ear
 
-    def hear(self, task: RespeakTask, emit: Emit, stopped: Stopped) -> Recording:
+    def hear(self, task: RespeakTask, allowed: Sequence[str], emit: Emit, stopped: Stopped) -> Recording:
         """What is said in the task's recording, and when.
 
         Args:
             task: says which, and in which language where that is known.
+            allowed: licences of the weights that may speak it; any where there are none.
             emit: told how far it is: fetch, listen.
             stopped: asked between stretches of the recording.
 
         Raises:
             VoxfleetError: AUDIO_NOT_FOUND, INVALID_FORMAT, AUDIO_TOO_LONG, SPEECH_NOT_HEARD,
-                UNSUPPORTED_LANGUAGE, CANCELLED.
+                UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED, CANCELLED.
         """
+
+        def check(language: str) -> None:
+            bundle_for(language, self._facts, allowed)
+
         emit(Advance("fetch"))
         audio = decode(fetch(self._store, task.audio.blob, Reason.AUDIO_NOT_FOUND))
         _check_length(audio.duration_s)
@@ -110,25 +113,26 @@ class Respeaking:
             audio.samples,
             audio.rate_hz,
             language=task.parameters.language,
-            # What is said is what is spoken, whatever the voice was made for.
-            check=lambda language: check_language(language, (), self._facts),
+            check=check,
             advance=advance,
         )
         return Recording(heard, audio.samples.shape[-1], audio.rate_hz)
 
     def speak(
         self,
+        model: F5Model,
         recording: Recording,
         task: RespeakTask,
         reference: Reference,
         emit: Emit,
-        stopped: Stopped,
         *,
+        stopped: Stopped,
         wording: Wording = lambda text, _: text,
     ) -> Respoken:
         """The recording in the reference's voice, to the sample as long as it is.
 
         Args:
+            model: who speaks.
             recording: what was heard.
             task: how to speak; its seed is not 0.
             reference: in whose voice.
@@ -151,18 +155,20 @@ class Respeaking:
                 seed=seed_of(task.parameters.seed, number),
                 duration_s=samples / RATE_HZ,
             )
-            return self._model.plan(item)
+            return model.plan(item)
 
         length = recording.samples_at(RATE_HZ)
         phrases = respeaking.phrases(recording.heard.words, length, RATE_HZ, lambda text: _least(plan, text))
         plans = [plan(phrase.text, phrase.samples, number) for number, phrase in enumerate(phrases)]
-        spoken, work_s = self._spoken(plans, emit, stopped)
+        spoken, work_s = self._spoken(model, plans, emit, stopped)
         track = respeaking.assemble(list(zip(phrases, spoken, strict=True)), length, RATE_HZ)
         rate_hz = task.output.rate_hz or RATE_HZ
         audio = _fitted(resample(track, RATE_HZ, rate_hz), recording.samples_at(rate_hz))
         return Respoken(audio, rate_hz, phrases, " ".join(worded(p.text) for p in phrases), work_s)
 
-    def _spoken(self, plans: list[Plan], emit: Emit, stopped: Stopped) -> tuple[list[Samples], float]:
+    def _spoken(
+        self, model: F5Model, plans: list[Plan], emit: Emit, stopped: Stopped
+    ) -> tuple[list[Samples], float]:
         """The audio of every plan, and the seconds of work in it."""
         together = 1 if self._facts.device == "cpu" else _TOGETHER
         results = []
@@ -171,7 +177,7 @@ class Respeaking:
         for first in range(0, len(plans), together):
             emit(Advance("speak", done / total))
             group = plans[first : first + together]
-            results += self._model.render(group, cancelled=stopped, rank=Rank.CONVERSION)
+            results += model.render(group, cancelled=stopped, rank=Rank.CONVERSION)
             done += sum(plan.frames for plan in group)
         return [result.audio for result in results], sum(result.stats.wall_s for result in results)
 

@@ -1,14 +1,11 @@
-"""What an F5 replica does: keeps one bundle and the prepared reference clips, and speaks."""
+"""What an F5 replica does: it speaks with the bundle that has a text's language, and stores what it made."""
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 import socket
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,18 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.artifacts.ports import ArtifactStore
-from services.common.errors import Kind, Reason, VoxfleetError, internal
+from services.common.errors import Reason, VoxfleetError, internal
 from services.common.jobs.tasks import F5Voice, RespeakTask, SpeakTask
-from services.common.media.decode import decode
-from services.engines.bundles.cache import BundleCache, open_from
-from services.engines.bundles.manifest import read_manifest
+from services.engines.bundles.manifest import Manifest
 from services.engines.device import natural_device
-from services.engines.f5 import small
-from services.engines.f5.planning import RATE_HZ, Reference, SynthesisItem
-from services.engines.f5.reference import MAX_S, ReferenceClip, prepare
-from services.engines.f5.synthesis import F5Model
+from services.engines.f5.planning import RATE_HZ
+from services.engines.f5.reference import MAX_S
 from services.engines.f5.wording import spoken
 from services.engines.whisper.alignment import words_of
+from services.inference.app.languages import bundle_for, language_of
 from services.inference.calls import (
     Advance,
     Closed,
@@ -47,7 +41,8 @@ from services.inference.calls import (
     Weights,
 )
 from services.inference.engine import quality
-from services.inference.engine.blobs import ensure_bundle, fetch, keep_audio, pcm16, team_id
+from services.inference.engine.blobs import keep_audio, pcm16, team_id
+from services.inference.engine.bundle import LoadedBundle
 from services.inference.engine.finishing import finished
 from services.inference.engine.listening import Ear, listen
 from services.inference.engine.marking import UNMARKED, Marking
@@ -58,14 +53,13 @@ from services.inference.engine.voicing import Asked, Piece, Voicing
 from services.inference.model import Rank, Role
 from services.inference.tags import provenance_tags
 
+log = logging.getLogger(__name__)
+
 Samples = NDArray[np.float32]
 
-_REFERENCES = 128
 _GPU_SLOTS = 32
 _CPU_SLOTS = 4
 """On a CPU nothing is gained by more at once, but what is urgent need not wait for a whole text."""
-_WARM_UP_TEXT = "Ready."
-_SMALL = "f5-small-random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +85,15 @@ class _Output:
     rate_hz: int
     seed: int
     work_s: float
+    weights: Weights
     source: str = ""
 
 
 class SpeechBody:
-    """An F5 bundle that speaks.
+    """F5 bundles that speak, each what it was made for.
 
     Args:
-        spec: which bundle.
+        spec: which bundles.
         store: for reference clips, outputs and the bundle.
         cache_dir: of the node.
         limits: how much at once.
@@ -117,34 +112,51 @@ class SpeechBody:
         marking: Marking = UNMARKED,
     ) -> None:
         self._store = store
-        directory = (
-            small_bundle(cache_dir) if spec.bundle is None else ensure_bundle(store, spec.bundle, cache_dir)
-        )
-        device = natural_device()
-        # The cache has just hashed what it fetched; the small bundle is hashed as it is made.
-        compiler = limits.compiler if device == "cuda" else ""
-        self._model = F5Model.load(directory, device=device, check=False, compiler=compiler)
-        self._reference_s = limits.reference_s
-        self._references: OrderedDict[tuple[str, str], Reference] = OrderedDict()
-        self._lock = threading.Lock()
-        manifest = self._model.manifest
-        on_gpu = device == "cuda"
+        self._limits = limits
+        self._cache_dir = cache_dir
+        self._device = natural_device()
+        self._bundles = {bundle.weights.name: bundle for bundle in [self._load(spec.bundle)]}
+        broken = tuple(self._load_more(spec.more))
+        speaking = tuple(bundle.speaking for bundle in self._bundles.values())
+        on_gpu = self._device == "cuda"
         self.facts = EngineFacts(
             role=Role.F5,
-            weights=Weights(manifest.name, manifest.trained, manifest.licence),
-            languages=manifest.languages,
-            device=device,
+            weights=speaking[0].weights,
+            device=self._device,
             slots=limits.slots or (_GPU_SLOTS if on_gpu else _CPU_SLOTS),
             node=socket.gethostname(),
             pid=os.getpid(),
-            characters=frozenset(token for token in self._model.vocabulary.indices if len(token) == 1),
+            speaking=speaking,
+            broken=broken,
         )
         self._marking = marking
-        self._ear = Ear(cache_dir, device=device)
-        judge = Judge(self._ear, device=device)
-        self._voicing = Voicing(self._model, self._ear, judge, self._clip, marking)
-        self._respeaking = Respeaking(self._model, self.facts, store, self._ear)
-        self._warm_up()
+        self._ear = Ear(cache_dir, device=self._device)
+        self._judge = Judge(self._ear, device=self._device)
+        self._respeaking = Respeaking(self.facts, store, self._ear)
+
+    def _load(self, manifest: Manifest | None) -> LoadedBundle:
+        return LoadedBundle(
+            manifest,
+            self._store,
+            self._cache_dir,
+            device=self._device,
+            compiler=self._limits.compiler if self._device == "cuda" else "",
+            reference_s=self._limits.reference_s,
+        )
+
+    def _load_more(self, manifests: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
+        """Loads what is held beside the default; one that is no good must not silence the others.
+
+        Errors: STORAGE_UNAVAILABLE, which passes by itself.
+        """
+        for manifest in manifests:
+            try:
+                self._bundles[manifest.name] = self._load(manifest)
+            except VoxfleetError as error:
+                if error.reason is Reason.STORAGE_UNAVAILABLE:
+                    raise
+                log.warning("bundle %s does not load and is left out: %s", manifest.name, error.message)
+                yield manifest.name, error.message
 
     def run(self, request: Request, emit: Emit, stopped: Stopped) -> None:
         """See :class:`~services.inference.engine.running.Body`."""
@@ -158,18 +170,19 @@ class SpeechBody:
             case Listen():
                 emit(listen(self._store, self._ear, request))
             case Probe():
-                self._probe()
+                for bundle in self._bundles.values():
+                    bundle.probe()
             case _:
                 raise internal(f"an F5 replica was asked to {type(request).__name__}")
 
     def _stream(self, request: StreamSpeech, emit: Emit, stopped: Stopped) -> None:
         emit(Advance("fetch"))
-        asked = self._asked(request, Rank.INTERACTIVE)
+        bundle = self._bundle(_language(request), request.allowed)
         rate_hz = request.rate_hz or RATE_HZ
-        stream = self._voicing.stream(asked, rate_hz, stopped)
+        stream = self._voicing(bundle).stream(_asked(bundle, request, Rank.INTERACTIVE), rate_hz, stopped)
         with closing(cast("Generator[Piece]", stream.pieces())) as pieces:
-            weights, seed = self.facts.weights, request.parameters.seed
-            emit(Opened(rate_hz, stream.chunks, seed, weights, watermarked=self._marking.enabled))
+            seed, marked = request.parameters.seed, self._marking.enabled
+            emit(Opened(rate_hz, stream.chunks, seed, bundle.weights, watermarked=marked))
             for piece in pieces:
                 emit(Pcm(pcm16(piece.audio), len(piece.audio), piece.work_s))
                 if stopped():
@@ -179,39 +192,44 @@ class SpeechBody:
     def _speak(self, request: Speak, emit: Emit, stopped: Stopped) -> None:
         task = request.task
         emit(Advance("fetch"))
-        asked = self._asked(task, Rank.BATCH)
+        bundle = self._bundle(_language(task), request.allowed)
+        asked = _asked(bundle, task, Rank.BATCH)
         emit(Advance("speak"))
-        made = self._voicing.whole(asked, stopped)
-        output = _Output(made.audio, RATE_HZ, made.seed, made.work_s)
+        made = self._voicing(bundle).whole(asked, stopped)
+        output = _Output(made.audio, RATE_HZ, made.seed, made.work_s, bundle.weights)
         kept = self._keep(task, request.job, output, emit)
         emit(replace(kept, words=made.words, quality=made.quality))
 
-    def _asked(self, what: StreamSpeech | SpeakTask, rank: Rank) -> Asked:
-        return Asked(
-            what.text,
-            what.voice,
-            self._reference(what.voice),
-            what.parameters,
-            what.pronunciations,
-            rank,
-            next(iter(self.facts.languages), ""),
-        )
+    def _bundle(self, language: str, allowed: Sequence[str]) -> LoadedBundle:
+        """Who speaks it. Errors: UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED."""
+        return self._bundles[bundle_for(language, self.facts, allowed).weights.name]
+
+    def _voicing(self, bundle: LoadedBundle) -> Voicing:
+        def clip(voice: F5Voice) -> quality.Reference:
+            # Not kept, since the judge remembers the voice.
+            return quality.Reference(voice.reference.sha256, bundle.clip(voice).audio, RATE_HZ)
+
+        return Voicing(bundle.model, self._ear, self._judge, clip, self._marking)
 
     def _respeak(self, request: Respeak, emit: Emit, stopped: Stopped) -> None:
         task = request.task
-        recording = self._respeaking.hear(task, emit, stopped)
+        recording = self._respeaking.hear(task, request.allowed, emit, stopped)
+        # What is said is what is spoken, whatever the voice was made for.
+        bundle = self._bundle(recording.heard.language, request.allowed)
         made = self._respeaking.speak(
+            bundle.model,
             recording,
             task,
-            self._reference(task.voice),
+            bundle.reference(task.voice),
             emit,
-            stopped,
+            stopped=stopped,
             wording=lambda text, language: spoken(
                 text, language, verbatim=task.parameters.verbatim, pronunciations=task.pronunciations
             ),
         )
         audio = finished(made.audio, made.rate_hz, task.parameters)
-        output = _Output(audio, made.rate_hz, task.parameters.seed, made.work_s, task.audio.name)
+        seed, source = task.parameters.seed, task.audio.name
+        output = _Output(audio, made.rate_hz, seed, made.work_s, bundle.weights, source)
         kept = self._keep(task, request.job, output, emit)
         words = (
             words_of(
@@ -235,88 +253,25 @@ class SpeechBody:
             output.rate_hz,
             task.output,
             tags=provenance_tags("f5", task.voice.name, job) | source,
-            weights=self.facts.weights,
+            weights=output.weights,
             seed=output.seed,
             work_s=output.work_s,
             advance=lambda phase, share: emit(Advance(phase, share)),
             marking=self._marking,
         )
 
-    def _reference(self, voice: F5Voice) -> Reference:
-        """The prepared clip, kept by its content: most requests of a voice use the same one."""
-        key = (voice.reference.sha256, voice.reference_text)
-        with self._lock:
-            if key in self._references:
-                self._references.move_to_end(key)
-                return self._references[key]
-        reference = self._model.reference(self._prepared(voice))
-        with self._lock:
-            self._references[key] = reference
-            while len(self._references) > _REFERENCES:
-                self._references.popitem(last=False)
-        return reference
 
-    def _prepared(self, voice: F5Voice) -> ReferenceClip:
-        audio = decode(fetch(self._store, voice.reference, Reason.AUDIO_NOT_FOUND))
-        return prepare(
-            voice.reference.sha256,
-            audio.samples,
-            audio.rate_hz,
-            voice.reference_text,
-            words=voice.reference_words or None,
-            max_s=self._reference_s,
-        )
-
-    def _clip(self, voice: F5Voice) -> quality.Reference:
-        """What a voice is compared with; not kept, since its judge remembers the voice."""
-        return quality.Reference(voice.reference.sha256, self._prepared(voice).audio, RATE_HZ)
-
-    def _probe(self) -> None:
-        """A word, in one step."""
-        self._model.synthesize([self._probing], rank=Rank.INTERACTIVE)
-
-    def _warm_up(self) -> None:
-        """Speaks a word, so that the first request does not pay for kernels, caches and lazy imports."""
-        began_s = time.perf_counter()
-        noise = np.random.default_rng(0).standard_normal(RATE_HZ * 2).astype(np.float32) * np.float32(0.1)
-        clip = prepare("warm-up", noise, RATE_HZ, "This is a sound to warm up with.")
-        self._probing = SynthesisItem(_WARM_UP_TEXT, self._model.reference(clip), steps=1, seed=1)
-        try:
-            self._probe()
-        except VoxfleetError as error:
-            raise VoxfleetError(
-                error.reason,
-                f"the weights {self.facts.weights.label} do not speak: {error.message}",
-                kind=Kind.INTERNAL,
-                metadata=error.metadata | {"after_s": f"{time.perf_counter() - began_s:.1f}"},
-            ) from error
+def _language(what: StreamSpeech | SpeakTask) -> str:
+    return language_of(what.parameters.language, what.voice.languages)
 
 
-def small_bundle(cache_dir: Path) -> Path:
-    """The small random bundle's directory on this node, made where it is not here.
-
-    It is made in a folder of its own and then goes through the cache, whose lock and rename keep two
-    replicas that start at once from each other's files.
-    """
-    cache = cache_dir / "bundles"
-    draft = cache / f"{_SMALL}.made-{os.getpid()}"
-    found = _made_before(cache)
-    if found is not None:
-        return found
-    try:
-        manifest = small.build(draft)
-        directory = BundleCache(cache).ensure(manifest, open_from(draft))
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return directory
-
-
-def _made_before(cache: Path) -> Path | None:
-    """A complete one of this release's recipe: the recipe's seed and shape stand in the manifest."""
-    for manifest_file in sorted((cache / _SMALL).glob("*/manifest.json")):
-        if manifest_file.parent.name.endswith(".partial"):
-            continue
-        manifest = read_manifest(manifest_file.parent)
-        if BundleCache(cache).holds(manifest) and BundleCache(cache).path(manifest) == manifest_file.parent:
-            return manifest_file.parent
-    return None
+def _asked(bundle: LoadedBundle, what: StreamSpeech | SpeakTask, rank: Rank) -> Asked:
+    return Asked(
+        what.text,
+        what.voice,
+        bundle.reference(what.voice),
+        what.parameters,
+        what.pronunciations,
+        rank,
+        next(iter(bundle.speaking.languages), ""),
+    )

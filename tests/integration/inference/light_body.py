@@ -11,7 +11,16 @@ import time
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.errors import internal
 from services.inference.adapters.ray_pool import ActorPlan, ActorSettings
-from services.inference.calls import EngineFacts, EngineSpec, Pcm, Probe, Request, StreamSpeech, Weights
+from services.inference.calls import (
+    EngineFacts,
+    EngineSpec,
+    Pcm,
+    Probe,
+    Request,
+    Speaking,
+    StreamSpeech,
+    Weights,
+)
 from services.inference.engine.running import Emit, Stopped, stopped_error
 
 _PIECE_S = 0.02
@@ -22,7 +31,9 @@ class LightBody:
 
     def __init__(self, spec: EngineSpec, plan: ActorPlan) -> None:
         weights = Weights("light", trained=False, licence="MIT")
-        self.facts = EngineFacts(spec.role, weights, ("en",), "cpu", plan.slots or 4, "here", os.getpid())
+        self.facts = EngineFacts(
+            spec.role, weights, "cpu", plan.slots or 4, "here", os.getpid(), (Speaking(weights, ("en",)),)
+        )
 
     def run(self, request: Request, emit: Emit, stopped: Stopped) -> None:
         """See :class:`services.inference.engine.running.Body`."""

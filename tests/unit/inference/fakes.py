@@ -11,7 +11,7 @@ from services.common.jobs.model import NodeFacts
 from services.common.jobs.tasks import Blob, F5Voice, Pronunciation
 from services.common.pronouncing import Pronouncer
 from services.engines.bundles.manifest import Manifest
-from services.inference.calls import EngineFacts, EngineSpec, Event, Made, Request, Weights
+from services.inference.calls import EngineFacts, EngineSpec, Event, Made, Request, Speaking, Weights
 from services.inference.health import Vitals
 from services.inference.model import Role
 from services.inference.ports import ResolvedAudio, ResolvedVoice, Usage
@@ -27,7 +27,8 @@ def lost() -> VoxfleetError:
 
 
 def facts(role: Role = Role.F5, *, slots: int = 1, name: str = "small", node: str = "n") -> EngineFacts:
-    return EngineFacts(role, Weights(name, trained=False, licence="MIT"), ("en", "zh"), "cpu", slots, node, 1)
+    weights = Weights(name, trained=False, licence="MIT")
+    return EngineFacts(role, weights, "cpu", slots, node, 1, (Speaking(weights, ("en", "zh")),))
 
 
 def made(*, duration_s: float = 2.0) -> Made:

@@ -145,6 +145,31 @@ async def test_a_bundle_of_the_settings_must_be_there_and_of_f5(tmp_path: Path) 
     assert rig.bundles.f5_spec().bundle == CUSTOM
 
 
+async def test_stored_bundles_add_the_languages_that_the_default_lacks(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, wanted="f5-blue", more=2)
+
+    def stored(name: str, *languages: str, **other: object) -> None:
+        rig.catalog.bundles[name] = replace(CUSTOM, name=name, languages=languages, **other)
+
+    stored("f5-blue", "en")
+    stored("f5-english", "en-GB")
+    stored("f5-czech", "cs", "en")
+    stored("f5-czech-2", "cs-CZ")
+    stored("f5-draft", "fi", trained=False)
+    stored("f5-german", "de")
+    stored("f5-italian", "it")
+    stored("whisper-large", "fr", engine="whisper")
+    await rig.bundles.refresh()
+    assert [one.name for one in rig.bundles.f5_spec().more] == ["f5-czech", "f5-german"]
+
+
+async def test_no_more_than_the_default_is_held_where_nothing_is_to_be_added(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, more=0)
+    rig.catalog.bundles["f5-german"] = replace(CUSTOM, name="f5-german", languages=("de",))
+    await rig.bundles.refresh()
+    assert rig.bundles.f5_spec().more == ()
+
+
 async def test_views_hold_known_and_stored_bundles(rig: Rig) -> None:
     rig.catalog.bundles["f5-blue"] = CUSTOM
     views = {view.manifest.name: view for view in await rig.bundles.views()}

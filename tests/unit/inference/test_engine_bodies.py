@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from services.common.jobs.tasks import (
 )
 from services.common.media.decode import decode, probe
 from services.common.media.encode import Format, encode
-from services.engines.bundles.manifest import read_manifest
+from services.engines.bundles.manifest import Manifest, read_manifest
+from services.engines.f5 import small
 from services.engines.rvc.config import preset
 from services.engines.rvc.content import ContentSources
 from services.engines.rvc.package import pack_voice
@@ -40,12 +42,14 @@ from services.inference.calls import (
     Made,
     Opened,
     Pcm,
+    Probe,
     Speak,
     StreamSpeech,
 )
 from services.inference.engine import conversion
+from services.inference.engine.bundle import small_bundle
 from services.inference.engine.conversion import ConversionBody, ConversionLimits
-from services.inference.engine.speech import SpeechBody, SpeechLimits, small_bundle
+from services.inference.engine.speech import SpeechBody, SpeechLimits
 from services.inference.model import Role
 
 SPEECH = Path(__file__).parents[2] / "fixtures" / "speech"
@@ -200,6 +204,52 @@ def test_a_stored_bundle_is_fetched_to_the_node(
     with pytest.raises(VoxfleetError) as caught:
         SpeechBody(EngineSpec(Role.F5, bundle=manifest), store, tmp_path / "other", SpeechLimits())
     assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+def other_bundle(store: MemoryArtifactStore, directory: Path, name: str, language: str) -> Manifest:
+    """A stored bundle of other random weights, said to be of another language."""
+    made = small.build(directory, seed=7)
+    manifest = replace(made, name=name, languages=(language,), origin="custom")
+    for file in manifest.files:
+        store.put_file(stored_key(manifest, file.path), directory / file.path)
+    return manifest
+
+
+def test_each_language_is_spoken_by_the_bundle_that_has_it(
+    store: MemoryArtifactStore, voice: F5Voice, speaker: SpeechBody, tmp_path: Path
+) -> None:
+    german = other_bundle(store, tmp_path / "german", "f5-german", "de")
+    torn = other_bundle(store, tmp_path / "torn", "f5-torn", "fi")
+    store.corrupt_for_test(stored_key(torn, "vocab.txt"), b"torn")
+    body = SpeechBody(EngineSpec(Role.F5, more=(german, torn)), store, tmp_path / "node", SpeechLimits())
+    assert [one.weights.name for one in body.facts.speaking] == ["f5-small-random", "f5-german"]
+    assert [name for name, _ in body.facts.broken] == ["f5-torn"]
+
+    def said(language: str, **request: object) -> Made:
+        one = item(voice, "Ein Satz, zwei Sprachen.")
+        parameters = one.task.parameters.model_copy(update={"language": language})
+        task = one.task.model_copy(update={"parameters": parameters})
+        return events_of(body, replace(one, task=task, **request))[-1]
+
+    assert said("de").weights.name == "f5-german"
+    assert probe(store.get_bytes(said("de").blob.key)).tags["weights"] == "f5-german (untrained weights)"
+    assert said("en").weights.name == "f5-small-random"
+    assert said("de").blob != said("en").blob
+    # What shares its replica with another bundle is what it would be without.
+    assert said("en").blob == events_of(speaker, item(voice, "Ein Satz, zwei Sprachen."))[-1].blob
+    for language, request, reason in (
+        ("fi", {}, Reason.UNSUPPORTED_LANGUAGE),
+        ("de", {"allowed": ("Apache-2.0",)}, Reason.LICENCE_NOT_ALLOWED),
+    ):
+        with pytest.raises(VoxfleetError) as caught:
+            said(language, **request)
+        assert caught.value.reason is reason
+    stream = StreamSpeech(
+        "Guten Tag.", voice, SpeakingParameters(steps=2, seed=3, duration_s=1.5, language="de")
+    )
+    opened = next(event for event in events_of(body, stream) if isinstance(event, Opened))
+    assert opened.weights.name == "f5-german"
+    assert events_of(body, Probe()) == []
 
 
 class Content:

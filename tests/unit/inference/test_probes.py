@@ -27,7 +27,7 @@ def store() -> MemoryArtifactStore:
 def test_f5_speaks_a_word(store: MemoryArtifactStore, tmp_path: Path) -> None:
     body = SpeechBody(EngineSpec(Role.F5), store, tmp_path, SpeechLimits())
     assert events_of(body, Probe()) == []
-    for parameter in body._model._loaded.transformer.parameters():
+    for parameter in next(iter(body._bundles.values())).model._loaded.transformer.parameters():
         parameter.data.fill_(float("nan"))
     with pytest.raises(VoxfleetError, match="NaN"):
         events_of(body, Probe())

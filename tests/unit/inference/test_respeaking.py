@@ -23,7 +23,7 @@ from services.engines.f5.reference import prepare
 from services.engines.f5.synthesis import F5Model
 from services.engines.whisper.recordings import STRETCH_S, stretches
 from services.engines.whisper.scoring import word_error_rate
-from services.inference.calls import Advance, EngineFacts, Weights
+from services.inference.calls import Advance, EngineFacts, Speaking, Weights
 from services.inference.engine.listening import Ear
 from services.inference.engine.respeaking import Respeaking, Respoken
 from services.inference.model import Role
@@ -47,18 +47,19 @@ class Rig:
     """A speaker, with a store of recordings."""
 
     def __init__(self, model: F5Model, cache: Path) -> None:
+        weights = Weights("tiny", trained=False, licence="MIT")
         facts = EngineFacts(
             Role.F5,
-            Weights("tiny", trained=False, licence="MIT"),
-            ("en", "zh"),
+            weights,
             "cpu",
             slots=1,
             node="n",
             pid=1,
+            speaking=(Speaking(weights, ("en", "zh")),),
         )
         self.model = model
         self.store = MemoryArtifactStore()
-        self.respeaking = Respeaking(model, facts, self.store, Ear(cache))
+        self.respeaking = Respeaking(facts, self.store, Ear(cache))
         self.events: list[Advance] = []
         self.stop = threading.Event()
 
@@ -80,8 +81,10 @@ class Rig:
 
     def run(self, task: RespeakTask, reference: Reference) -> Respoken:
         self.events.clear()
-        heard = self.respeaking.hear(task, self.events.append, self.stop.is_set)
-        return self.respeaking.speak(heard, task, reference, self.events.append, self.stop.is_set)
+        heard = self.respeaking.hear(task, (), self.events.append, self.stop.is_set)
+        return self.respeaking.speak(
+            self.model, heard, task, reference, self.events.append, stopped=self.stop.is_set
+        )
 
     def refused(self, task: RespeakTask, reference: Reference) -> VoxfleetError:
         with pytest.raises(VoxfleetError) as caught:
@@ -150,11 +153,10 @@ def test_it_is_as_long_at_any_rate_and_the_same_with_the_same_seed(
 
 def test_another_seed_is_another_voice_over_the_same_timing(rig, reference, recording, respoken) -> None:
     task = rig.task(recording, 16_000)
-    heard = rig.respeaking.hear(task, lambda _: None, lambda: False)
+    heard = rig.respeaking.hear(task, (), lambda _: None, lambda: False)
     other = task.parameters.model_copy(update={"seed": 6})
-    found = rig.respeaking.speak(
-        heard, task.model_copy(update={"parameters": other}), reference, lambda _: None, lambda: False
-    )
+    task = task.model_copy(update={"parameters": other})
+    found = rig.respeaking.speak(rig.model, heard, task, reference, lambda _: None, stopped=lambda: False)
     assert not np.array_equal(found.audio, respoken[0].audio)
     assert found.phrases == respoken[0].phrases
 
@@ -167,9 +169,11 @@ def test_wording_is_applied_to_what_is_spoken_and_not_to_what_was_said(rig, refe
         return "Short."
 
     task = rig.task(recording, 16_000)
-    heard = rig.respeaking.hear(task, lambda _: None, lambda: False)
+    heard = rig.respeaking.hear(task, (), lambda _: None, lambda: False)
     assert heard.heard.language == "en"
-    found = rig.respeaking.speak(heard, task, reference, lambda _: None, lambda: False, wording=wording)
+    found = rig.respeaking.speak(
+        rig.model, heard, task, reference, lambda _: None, stopped=lambda: False, wording=wording
+    )
     assert {language for _, language in asked} == {"en"}
     assert found.phrases[0].text.startswith("Your call is now")
     assert found.spoken_text == " ".join(["Short."] * len(found.phrases))
