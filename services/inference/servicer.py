@@ -217,6 +217,7 @@ def _bundle(view: BundleView) -> synthesis_pb2.Bundle:
         description=manifest.description,
         is_default=view.is_default,
         requires_acceptance=manifest.requires_acceptance,
+        speaks=view.speaks,
     )
 
 

@@ -36,11 +36,12 @@ Advance = Callable[[str, float, str], None]
 
 @dataclass(frozen=True, slots=True)
 class BundleView:
-    """A bundle as users see it."""
+    """A bundle as users see it; ``speaks`` are the languages whose texts go to it (F5)."""
 
     manifest: Manifest
     present: bool
     is_default: bool
+    speaks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +127,12 @@ class Bundles:
             raise precondition(
                 Reason.MODEL_NOT_FOUND, f"bundle {name} is of engine {stored.engine}, not f5", bundle=name
             )
+        more = self._adding(stored or catalogue.known(name))
+        return EngineSpec(Role.F5, bundle=stored, more=tuple(manifest for manifest, _ in more))
+
+    def _adding(self, default: Manifest) -> Sequence[tuple[Manifest, tuple[str, ...]]]:
         others = (other for _, other in sorted(self._stored.items()) if other.engine == Role.F5)
-        more = adding_languages(stored or catalogue.known(name), others)
-        return EngineSpec(Role.F5, bundle=stored, more=more[: self._more])
+        return adding_languages(default, others)[: self._more]
 
     def rvc_spec(self) -> EngineSpec:
         """What RVC replicas are to hold."""
@@ -141,8 +145,18 @@ class Bundles:
         every = known | dict(self._stored)
         # What is made or comes with a package is had without the store.
         always = {name for name, manifest in known.items() if manifest.origin in ("generated", "packages")}
+        default = every.get(self.default_name)
+        speaks: dict[str, tuple[str, ...]] = {}
+        if default is not None:
+            added = {manifest.name: languages for manifest, languages in self._adding(default)}
+            speaks = {default.name: default.languages} | added
         return [
-            BundleView(every[name], name in self._stored or name in always, name == self.default_name)
+            BundleView(
+                every[name],
+                name in self._stored or name in always,
+                name == self.default_name,
+                speaks.get(name, ()),
+            )
             for name in sorted(every)
         ]
 
@@ -242,17 +256,19 @@ class Bundles:
         await self.refresh()
 
 
-def adding_languages(default: Manifest, others: Iterable[Manifest]) -> tuple[Manifest, ...]:
-    """Those of other bundles that speak a language which neither the default nor one before them speaks."""
+def adding_languages(
+    default: Manifest, others: Iterable[Manifest]
+) -> Sequence[tuple[Manifest, tuple[str, ...]]]:
+    """The other bundles that speak what neither the default nor one before them speaks; and what that is."""
     covered = set(map(primary, default.languages))
     adding = []
     for other in others:
-        new = set(map(primary, other.languages)) - covered
+        new = tuple(tag for tag in other.languages if primary(tag) not in covered)
         # Weights that nobody trained speak no language, whatever their text may be in.
         if new and (other.trained or not default.trained):
-            adding.append(other)
-            covered |= new
-    return tuple(adding)
+            adding.append((other, new))
+            covered |= set(map(primary, new))
+    return adding
 
 
 def stored_key(manifest: Manifest, path: str) -> str:

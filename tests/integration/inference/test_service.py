@@ -293,7 +293,8 @@ def test_a_pull_without_a_network_says_what_to_do(fleet: Fleet) -> None:
 
 
 def test_an_imported_bundle_is_stored_and_an_operator_is_needed(fleet: Fleet, tmp_path) -> None:
-    manifest = replace(small.build(tmp_path / "made", seed=3), name="f5-blue", origin="custom")
+    made = small.build(tmp_path / "made", seed=3)
+    manifest = replace(made, name="f5-blue", origin="custom", languages=("de",))
 
     def parts():
         opened = synthesis_pb2.ImportBundleOpen(
@@ -315,6 +316,37 @@ def test_an_imported_bundle_is_stored_and_an_operator_is_needed(fleet: Fleet, tm
     assert fleet.metadata.accepted["f5-blue"] == "teams/blue"
     stored = fleet.store.get_bytes(f"bundles/f5-blue/{manifest.digest[:16]}/vocab.txt")
     assert stored == (tmp_path / "made" / "vocab.txt").read_bytes()
+
+
+def test_a_text_goes_to_the_bundle_that_has_its_language(fleet: Fleet) -> None:
+    # The one that was imported a moment ago: replicas that hold both come up beside those that serve.
+    def spoken_by(language: str) -> str:
+        parameters = synthesis_pb2.SynthesisParameters(language=language, steps=4, seed=3)
+        request = synthesis_pb2.SynthesizeRequest(voice=F5_NAME, text="Guten Tag.", parameters=parameters)
+        parts = list(fleet.stub().Synthesize(request, metadata=fleet.headers(), timeout=60))
+        return parts[0].header.provenance.weights
+
+    def is_spoken() -> bool:
+        try:
+            return spoken_by("de-AT") == "f5-blue"
+        except grpc.RpcError as error:
+            if from_rpc_error(error).reason != "UNSUPPORTED_LANGUAGE":
+                raise
+            return False
+
+    until(is_spoken, 90.0)
+    assert spoken_by("en") == spoken_by("") == "f5-small-random"
+    with pytest.raises(grpc.RpcError) as caught:
+        spoken_by("fi")
+    assert from_rpc_error(caught.value).reason == "UNSUPPORTED_LANGUAGE"
+    assert from_rpc_error(caught.value).metadata["supported_languages"] == "en, zh, de"
+    bundles = fleet.stub().ListBundles(
+        synthesis_pb2.ListBundlesRequest(), metadata=fleet.headers(), timeout=10
+    )
+    assert {one.name: list(one.speaks) for one in bundles.bundles if one.speaks} == {
+        "f5-small-random": ["en", "zh"],
+        "f5-blue": ["de"],
+    }
 
 
 def test_the_official_bundle_is_taken_up_when_it_is_stored(fleet: Fleet, tmp_path) -> None:

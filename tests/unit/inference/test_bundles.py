@@ -161,6 +161,8 @@ async def test_stored_bundles_add_the_languages_that_the_default_lacks(tmp_path:
     stored("whisper-large", "fr", engine="whisper")
     await rig.bundles.refresh()
     assert [one.name for one in rig.bundles.f5_spec().more] == ["f5-czech", "f5-german"]
+    speaks = {view.manifest.name: view.speaks for view in await rig.bundles.views() if view.speaks}
+    assert speaks == {"f5-blue": ("en",), "f5-czech": ("cs",), "f5-german": ("de",)}
 
 
 async def test_no_more_than_the_default_is_held_where_nothing_is_to_be_added(tmp_path: Path) -> None:

@@ -874,6 +874,7 @@ class Bundle(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     REQUIRES_ACCEPTANCE_FIELD_NUMBER: _builtins.int
+    SPEAKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as `f5-v1-base`."""
     engine: _builtins.str
@@ -900,6 +901,12 @@ class Bundle(_message.Message):
     def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """BCP-47 codes."""
 
+    @_builtins.property
+    def speaks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The languages whose texts go to it, BCP-47: its own where it is the default, else those that it adds;
+        none where nothing is sent to it.
+        """
+
     def __init__(
         self,
         *,
@@ -915,10 +922,11 @@ class Bundle(_message.Message):
         description: _builtins.str = ...,
         is_default: _builtins.bool = ...,
         requires_acceptance: _builtins.bool = ...,
+        speaks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "engine", b"engine", "is_default", b"is_default", "languages", b"languages", "licence", b"licence", "licence_url", b"licence_url", "name", b"name", "present", b"present", "requires_acceptance", b"requires_acceptance", "size_bytes", b"size_bytes", "source", b"source", "trained", b"trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "engine", b"engine", "is_default", b"is_default", "languages", b"languages", "licence", b"licence", "licence_url", b"licence_url", "name", b"name", "present", b"present", "requires_acceptance", b"requires_acceptance", "size_bytes", b"size_bytes", "source", b"source", "speaks", b"speaks", "trained", b"trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

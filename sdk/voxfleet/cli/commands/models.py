@@ -25,6 +25,7 @@ COLUMNS: list[output.Column[synthesis_pb2.Bundle]] = [
     ("PRESENT", lambda bundle: bundle.present),
     ("DEFAULT", lambda bundle: bundle.is_default),
     ("LICENCE", lambda bundle: bundle.licence),
+    ("SPEAKS", lambda bundle: ",".join(bundle.speaks)),
     ("LANGUAGES", lambda bundle: ",".join(bundle.languages)),
     ("SIZE", lambda bundle: output.size(bundle.size_bytes)),
     ("NOTE", lambda bundle: output.UNTRAINED if output.untrained_weights(bundle) else ""),
