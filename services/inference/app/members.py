@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from services.inference.calls import EngineFacts, Event, Request
 from services.inference.health import Condition, Vitals
 from services.inference.model import Rank, Replica, ReplicaState
 from services.inference.ports import Call, Engine
+
+log = logging.getLogger(__name__)
 
 
 class GpusLentError(Exception):
@@ -158,3 +161,17 @@ class Running:
             self.ended, self.error = True, error
             raise
         self.ended = True
+
+
+async def ends(call: Call, grace_s: float) -> bool:
+    """Asks a call to stop; whether it has ended in time, if only with its replica."""
+    try:
+        async with asyncio.timeout(grace_s):
+            await call.stop()
+            await call.ended()
+    except TimeoutError:
+        return False
+    except VoxfleetError as error:
+        # Its replica is gone: the next check finds that out.
+        log.info("a call that was asked to stop: %s", error.message)
+    return True

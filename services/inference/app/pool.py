@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from services.common.errors import Kind, Reason, VoxfleetError, unavailable
 from services.common.jobs.model import PoolState
 from services.inference import metrics
-from services.inference.app.members import GpusLentError, Member, Running, Ticket
+from services.inference.app.members import GpusLentError, Member, Running, Ticket, ends
 from services.inference.app.replicas import Replicas
 from services.inference.app.watching import Paces, Watch
 from services.inference.calls import EngineFacts, EngineSpec, Request
@@ -128,7 +128,7 @@ class Pool:
         return self._replicas.broken
 
     def places(self) -> int:
-        """How many leased jobs it can hold, running ones included; see ``model.places``."""
+        """How many leased jobs it can hold, running ones included; see ``slots.places``."""
         if not self.has_weights or (self.broken is not None and self.facts is None):
             return 0
         return places(self.allowed, self.replicas)
@@ -181,9 +181,12 @@ class Pool:
             while True:
                 self.watch()
                 self.step()
+                # Once a tick: a request takes several steps, and a scrape sees one moment.
+                self._show()
                 await asyncio.sleep(_TICK_S)
         finally:
             self.close()
+            self._show()
 
     def close(self) -> None:
         """Ends every replica."""
@@ -204,11 +207,12 @@ class Pool:
             waiting=len(waiting),
             waited_s=max((now_s - ticket.since_s for ticket in waiting), default=0.0),
         )
-        self._measure()
         for listener in self._listeners:
             listener()
 
     def _give_slots(self) -> None:
+        if not self._tickets:
+            return
         tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
         waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
         avoid = {ticket.number: ticket.avoid for ticket in tickets.values() if ticket.avoid}
@@ -318,7 +322,6 @@ class Pool:
         finally:
             ticket.given.cancel()
             self._tickets.remove(ticket)
-            self._measure()
 
     def _full(self, ahead: int) -> VoxfleetError:
         broken = self.broken
@@ -345,14 +348,9 @@ class Pool:
     async def _finish(self, member: Member, call: Call) -> None:
         """Sees a call to its end, or else to its replica's."""
         try:
-            async with asyncio.timeout(self._stop_grace_s):
-                await call.stop()
-                await call.ended()
-        except TimeoutError:
-            log.warning("%s replica %d does not stop its call", self.plan.role, member.number)
-            self._replicas.drop(member, "did not stop")
-        except VoxfleetError as error:
-            log.info("%s replica %d: a stopped call: %s", self.plan.role, member.number, error.message)
+            if not await ends(call, self._stop_grace_s):
+                log.warning("%s replica %d does not stop its call", self.plan.role, member.number)
+                self._replicas.drop(member, "did not stop")
         finally:
             self._release(member)
 
@@ -361,7 +359,7 @@ class Pool:
         member.since_s = self._clock()
         self.step()
 
-    def _measure(self) -> None:
+    def _show(self) -> None:
         waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
         metrics.show_pool(self.plan.role, self.replicas, waiting)
 

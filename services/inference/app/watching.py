@@ -9,7 +9,7 @@ from typing import Any
 
 from services.common.errors import Reason, VoxfleetError
 from services.inference import metrics
-from services.inference.app.members import Member, Running
+from services.inference.app.members import Member, Running, ends
 from services.inference.calls import Probe
 from services.inference.health import (
     HealthPlan,
@@ -20,7 +20,6 @@ from services.inference.health import (
     silence_limit_s,
 )
 from services.inference.model import ReplicaState, Role
-from services.inference.ports import Call
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class Watch:
                 async for _ in call.events():
                     pass
         except TimeoutError:
-            if not await self._ends(call):
+            if not await ends(call, self._stop_grace_s):
                 why = "it does not end"
             elif member.begun == begun:
                 why = f"it takes longer than {plan.probe_limit_s:g} s"
@@ -177,18 +176,6 @@ class Watch:
         else:
             member.proved(self._clock() + plan.probe_s)
         self._changed()
-
-    async def _ends(self, call: Call) -> bool:
-        try:
-            async with asyncio.timeout(self._stop_grace_s):
-                await call.stop()
-                await call.ended()
-        except TimeoutError:
-            return False
-        except VoxfleetError:
-            # It has ended with its replica; the next check finds that out.
-            pass
-        return True
 
 
 def _spawn(work: Coroutine[Any, Any, None], member: Member) -> None:
