@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from bench.failures import UnmeasurableError
 from bench.speech.clips import clip_of, recording_of
 from bench.speech.exactness import bf16_batched_over_own, worst_batched_error
 from bench.speech.rig import (
@@ -77,10 +78,6 @@ class Sizes:
 FULL = Sizes(crowd=400, batches=40, calls=200, rounds=5, texts=16, streams=9, requests=1000)
 QUICK = Sizes(crowd=60, batches=4, calls=20, rounds=2, texts=4, streams=2, requests=30)
 Figures = dict[str, float]
-
-
-class UnmeasurableError(RuntimeError):
-    """A figure that cannot be had; the text says why."""
 
 
 @dataclass

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import uvloop
 
+from bench.failures import UnmeasurableError
 from bench.peers import server as pg
 from bench.peers.grpc import GrpcPeer
 from bench.peers.ledger import LedgerPeer, batch_of
 from bench.peers.port import Peer, team_names
 from bench.peers.timing import (
-    UnmeasurableError,
     claim_latencies_s,
     drain,
     in_turn,

@@ -22,16 +22,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.failures import UnmeasurableError
 from bench.simulation import scores
 from bench.simulation.simulator import Simulation
 from bench.simulation.trace import FOLDER, Trace, read
 
 LEAST_WAITED = 100
 """Of fewer jobs that waited no error of a forecast can be told."""
-
-
-class UnmeasurableError(Exception):
-    """A figure cannot be had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bench.failures import UnmeasurableError
 from bench.peers.port import Claimer
 
 STALL_S = 20.0
 _AGAIN_S = 0.001
 
 T = TypeVar("T")
-
-
-class UnmeasurableError(RuntimeError):
-    """A figure that cannot be had; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from services.engines.bundles.manifest import Manifest
 from services.inference.calls import Made, Weights
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.tags import file_tags
-from services.inference.tags import provenance_tags as provenance_tags  # noqa: PLC0414 - of blobs, to others
 
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 48_000
 

@@ -21,7 +21,8 @@ MAX_TEXT = 5000
 MAX_RESPOKEN_S = 300.0
 MAX_RESPOKEN_WORDS = 200_000
 """Of lexicons, over all recordings of a batch: each job holds them."""
-# Shares of a GPU that a place in a pool stands for: three conversions, or one batching actor of five.
+# Shares of a GPU by which a job counts against its team's quota: a GPU does three conversions or five texts
+# at once at full pace; a replica takes more texts together, each of them then slower.
 CONVERSION_GPUS = 1 / 3
 SPEECH_GPUS = 1 / 5
 

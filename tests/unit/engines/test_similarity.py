@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,6 @@ from services.engines.similarity import SpeakerEncoder, likeness
 
 SPEECH = Path(__file__).parents[2] / "fixtures" / "speech"
 
-needs_encoder = pytest.mark.skipif(
-    importlib.util.find_spec("resemblyzer") is None, reason="resemblyzer is not installed (pip --no-deps)"
-)
-
 
 def sound(name: str) -> np.ndarray:
     return soundfile.read(SPEECH / name, dtype="float32")[0]
@@ -30,7 +25,6 @@ def encoder() -> SpeakerEncoder:
     return SpeakerEncoder()
 
 
-@needs_encoder
 def test_one_voice_is_more_like_itself_than_like_another(encoder: SpeakerEncoder) -> None:
     reference = encoder.embed(sound("reference_en.flac"), 16_000)
     same = [encoder.embed(sound(f"clip_en_{n}.flac"), 16_000) for n in range(1, 6)]
@@ -42,7 +36,6 @@ def test_one_voice_is_more_like_itself_than_like_another(encoder: SpeakerEncoder
     assert likeness(reference, reference) == pytest.approx(1.0)
 
 
-@needs_encoder
 def test_rate_and_channels_do_not_matter(encoder: SpeakerEncoder) -> None:
     clip = sound("clip_en_1.flac")
     plain = encoder.embed(clip, 16_000)
@@ -52,7 +45,6 @@ def test_rate_and_channels_do_not_matter(encoder: SpeakerEncoder) -> None:
     assert likeness(plain, stereo) > 0.98
 
 
-@needs_encoder
 @pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(16_000), np.full(400, 0.1)])
 def test_what_has_no_voice_is_like_none(encoder: SpeakerEncoder, samples: np.ndarray) -> None:
     voice = encoder.embed(samples.astype(np.float32), 16_000)

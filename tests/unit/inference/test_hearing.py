@@ -145,7 +145,10 @@ def test_numbers_are_compared_as_they_are_spoken(store: MemoryArtifactStore, ear
     assert heard.words[3].text == "1"
 
 
-@pytest.mark.skipif(ctranslate2.get_cuda_device_count() > 0, reason="here is a GPU")
+@pytest.mark.skipif(
+    ctranslate2.get_cuda_device_count() > 0,
+    reason="the fall-back to a CPU can only be seen where CUDA does not work",
+)
 def test_without_the_gpus_libraries_the_cpu_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recogniser = Ear(tmp_path, device="cuda").recogniser()
     assert "takes the CPU" in caplog.text

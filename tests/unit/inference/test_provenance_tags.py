@@ -16,8 +16,9 @@ from services.common.media.encode import Format
 from services.common.media.tags import unpack
 from services.engines.watermark import detect
 from services.inference.calls import Made, Weights
-from services.inference.engine.blobs import keep_audio, provenance_tags
+from services.inference.engine.blobs import keep_audio
 from services.inference.engine.marking import UNMARKED, Marking
+from services.inference.tags import provenance_tags
 
 SPEECH = Path(__file__).parents[2] / "fixtures" / "speech"
 RATE_HZ = 24_000

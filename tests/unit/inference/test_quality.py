@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -156,7 +155,6 @@ def test_words_are_judged(judge: Judge, reference: Reference) -> None:
     assert shortfall(bad, WORDS_ONLY) > 0.4
 
 
-@pytest.mark.skipif(importlib.util.find_spec("resemblyzer") is None, reason="resemblyzer is not installed")
 def test_the_first_real_voice_that_passes_is_kept(judge: Judge, reference: Reference) -> None:
     """Each try is another speaker's recording; the gate is about the voice alone."""
     tries = {1: "clip_ru.flac", seed_of_try(1, 2): "clip_it.flac", seed_of_try(1, 3): "clip_en_3.flac"}

@@ -11,7 +11,16 @@ from babel.numbers import format_decimal, get_currency_name
 from babel.units import UnknownUnitError, format_unit
 
 from services.engines.f5.wording.facts import Coins, Forms
-from services.engines.f5.wording.numbers import AFTER, BEFORE, INFLECTING, MINUS, SPACE, Number, Numbers
+from services.engines.f5.wording.numbers import (
+    AFTER,
+    BEFORE,
+    INFLECTING,
+    MINUS,
+    SPACE,
+    Number,
+    Numbers,
+    any_of,
+)
 
 _UNITS: Final = {
     "%": "concentr-percent",
@@ -175,14 +184,14 @@ class Amounts:
         self._facts = numbers.facts
         own = _OWN_UNITS.get(numbers.language, {})
         self._unit_of = {symbol: unit for symbol, unit in {**_UNITS, **own}.items() if self._name(unit)}
-        n, units, scales = numbers.pattern, _any(self._unit_of), _any(self._facts.scales)
+        n, units, scales = numbers.pattern, any_of(self._unit_of), any_of(self._facts.scales)
         low = rf"(?:(?P<low>{n}){SPACE}?[-–—]{SPACE}?)?"
-        money = _any([*_SIGNS, *_CODES])
+        money = any_of([*_SIGNS, *_CODES])
         # A million in words may stand between a sum and its currency.
         self._scale_words = {
             form: noun for _, noun in self._facts.scales.values() for form in noun.values()
         } | _SCALE_WORDS.get(numbers.language, {})
-        word = rf"(?P<word>{_any(self._scale_words)})(?!\w)(?:{SPACE}d[ei](?!\w))?"
+        word = rf"(?P<word>{any_of(self._scale_words)})(?!\w)(?:{SPACE}d[ei](?!\w))?"
         between = rf"(?:{SPACE}?(?P<scale>{scales})(?!\w)|{SPACE}{word})?"
         self._unit = re.compile(
             rf"{BEFORE}{MINUS}{low}(?P<number>{n})(?:(?P<gap>{SPACE})?(?P<unit>{units}))(?!\w)(?!['’]\w)(?!/\w)"
@@ -344,12 +353,6 @@ _SCALE_WORDS: Final[dict[str, dict[str, Forms]]] = {
         "mil": {"one": "mil", "other": "mil"},
     },
 }
-
-
-def _any(words: object) -> str:
-    """A pattern of any of some words, the longest first; of nothing where there are none."""
-    found = sorted((re.escape(str(word)) for word in words), key=len, reverse=True)  # type: ignore[attr-defined]
-    return "|".join(found) or r"(?!)"
 
 
 def _pick(forms: Forms, category: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -233,3 +234,8 @@ def numbers_of(language: str) -> Numbers | None:
     except ValueError:
         return None
     return Numbers(locale, engine)
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A pattern of any of some words, the longest first; of nothing where there are none."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True)) or r"(?!)"

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from services.engines.f5.wording.facts import Gender
-from services.engines.f5.wording.numbers import AFTER, BEFORE, INFLECTING, MINUS, Numbers
+from services.engines.f5.wording.numbers import AFTER, BEFORE, INFLECTING, MINUS, Numbers, any_of
 
 _SUFFIXES: Final[dict[str, dict[str, str]]] = {
     "en": dict.fromkeys(("st", "nd", "rd", "th"), "spellout-ordinal"),
@@ -59,12 +59,12 @@ class Signs:
         self._numbers = numbers
         facts = numbers.facts
         self._plain, self._closing = facts.abbreviations, facts.closing
-        self._words = re.compile(rf"(?<![\w.])(?:{_any({**self._plain, **self._closing})})(?!\w)")
+        self._words = re.compile(rf"(?<![\w.])(?:{any_of({**self._plain, **self._closing})})(?!\w)")
         self._signs = facts.number_signs
-        self._sign = re.compile(rf"(?<![\w&])(?P<sign>{_any(self._signs)})\s?(?={numbers.pattern}{AFTER})")
+        self._sign = re.compile(rf"(?<![\w&])(?P<sign>{any_of(self._signs)})\s?(?={numbers.pattern}{AFTER})")
         self._suffixes = _SUFFIXES.get(numbers.language, {})
         self._ordinal = re.compile(
-            rf"{BEFORE}(?P<number>[0-9]{{1,4}})(?P<suffix>{_any(self._suffixes)})(?!\w)"
+            rf"{BEFORE}(?P<number>[0-9]{{1,4}})(?P<suffix>{any_of(self._suffixes)})(?!\w)"
         )
         year = r"(?P<year>1[1-9][0-9]{2}|20[0-9]{2})"
         self._year = re.compile(rf"(?<!\w)(?P<before>{facts.year_after})(?P<gap> ){year}{AFTER}")
@@ -236,8 +236,3 @@ def _fits(language: str, value: int, suffix: str) -> bool:
     if language == "fr":
         return (suffix in ("er", "re", "ère")) == (value == 1)
     return True
-
-
-def _any(words: object) -> str:
-    found = sorted((re.escape(str(word)) for word in words), key=len, reverse=True)  # type: ignore[attr-defined]
-    return "|".join(found) or r"(?!)"
