@@ -7,6 +7,7 @@ GPU for nobody. Control calls (health, stop) have threads of their own, beside w
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -108,9 +109,10 @@ class EngineActor:
         assert self._calls is not None
         self._calls.stop(call)
 
-    def begin(self, call: str, request: Request, traceparent: str) -> Batch:
+    def begin(self, packed: bytes) -> Batch:
         """Begins a call; see :class:`services.inference.engine.running.Calls`."""
         assert self._calls is not None
+        call, request, traceparent = pickle.loads(packed)  # noqa: S301 - of this service's own
         return self._calls.begin(call, request, traceparent)
 
     def more(self, call: str) -> Batch:
@@ -255,7 +257,9 @@ class RayCall:
         self._id = new_id()
         # Asked for batch by batch, not as one of Ray's generators: an answer that is one piece costs one
         # call, and the engine waits for who does not read on.
-        self._next = handle.begin.remote(self._id, request, telemetry.current_traceparent())
+        # Packed here: Ray passes bytes as they are, and would pickle each argument at several times the cost.
+        packed = pickle.dumps((self._id, request, telemetry.current_traceparent()), pickle.HIGHEST_PROTOCOL)
+        self._next = handle.begin.remote(packed)
 
     async def events(self) -> AsyncIterator[Event]:
         """See :class:`services.inference.ports.Call`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from services.common.errors import Reason, VoxfleetError
 from services.inference.calls import EngineFacts, Event, Request
-from services.inference.health import Condition, Vitals
+from services.inference.health import WELL, Condition, Vitals
 from services.inference.model import Rank, Replica, ReplicaState
 from services.inference.ports import Call, Engine
 
@@ -71,14 +71,23 @@ class Member:
     def seen(self) -> Replica:
         """What is seen of it."""
         slots, node = (self.facts.slots, self.facts.node) if self.facts is not None else (0, "")
-        condition = Condition(
-            *(self.missed, self.probes_failed, self.overdue, self.out_of_memory, self.over_memory)
-        )
         return Replica(
-            *(self.number, self.generation, self.state, slots, self.busy, self.since_s, condition),
+            *(self.number, self.generation, self.state, slots, self.busy, self.since_s, self.condition),
             node=node,
             avoids=self.avoids,
         )
+
+    @property
+    def condition(self) -> Condition:
+        """What is held against it."""
+        return Condition(
+            *(self.missed, self.probes_failed, self.overdue, self.out_of_memory, self.over_memory)
+        )
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is ready and nothing at all is held against it."""
+        return self.state is ReplicaState.READY and self.condition == WELL
 
     def proved(self, next_probe_s: float) -> None:
         """Notes that it has just worked well; a probe is not needed before ``next_probe_s``."""

@@ -207,6 +207,18 @@ class Pool:
             waiting=len(waiting),
             waited_s=max((now_s - ticket.since_s for ticket in waiting), default=0.0),
         )
+        self._tell()
+
+    def _turn(self) -> None:
+        """After a request came or went: a step, where it waits or where a replica may end by this."""
+        self._give_slots()
+        waits = any(not ticket.given.done() for ticket in self._tickets)
+        if waits or not all(member.is_well for member in self._replicas):
+            self.step()
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -224,7 +236,11 @@ class Pool:
             tickets[number].given.set_result(member)
 
     def _lost(self, member: Member) -> None:
-        self._replicas.drop(member, _DIED)
+        self._drop(member, _DIED)
+
+    def _drop(self, member: Member, reason: str) -> None:
+        self._replicas.drop(member, reason)
+        self.step()
 
     # ---- calls
 
@@ -301,7 +317,7 @@ class Pool:
         self._tickets.append(ticket)
         try:
             self._give_back()
-            self.step()
+            self._turn()
             if rank is not Rank.INTERACTIVE:
                 return await ticket.given
             if not self.has_weights and self.broken is not None:
@@ -350,14 +366,14 @@ class Pool:
         try:
             if not await ends(call, self._stop_grace_s):
                 log.warning("%s replica %d does not stop its call", self.plan.role, member.number)
-                self._replicas.drop(member, "did not stop")
+                self._drop(member, "did not stop")
         finally:
             self._release(member)
 
     def _release(self, member: Member) -> None:
         member.busy -= 1
         member.since_s = self._clock()
-        self.step()
+        self._turn()
 
     def _show(self) -> None:
         waiting = sum(1 for ticket in self._tickets if not ticket.given.done())
