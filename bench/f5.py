@@ -3,6 +3,7 @@
 Names: ``padding_efficiency`` (real over padded frames, with the lengths of real subtitles and 64 in flight),
 ``batched_vs_single_rel_err`` (fp32, the worst of ragged batches with adversarial neighbours) and
 ``bf16_batched_vs_single_over_own_err`` (the same in bfloat16 over bfloat16's own error against float32),
+``bf16_batched_vs_fp32_over_own_err`` (a batch's error against float32 over the same: what batching costs),
 ``lone_request_vs_ray_call`` (an engine that does nothing, through the pool, over the same bytes by a bare Ray
 call), ``pool_vs_infer_process`` (seconds of audio a second, through the pool, over f5-tts's own
 ``infer_process`` one by one), ``first_audio_vs_oneshot`` and ``stream_total_vs_oneshot`` (three sentences
@@ -30,7 +31,7 @@ import torch
 
 from bench.failures import UnmeasurableError
 from bench.speech.clips import clip_of, recording_of
-from bench.speech.exactness import bf16_batched_over_own, worst_batched_error
+from bench.speech.exactness import half_errors, worst_batched_error
 from bench.speech.rig import (
     Clip,
     bare_actor,
@@ -125,10 +126,12 @@ class Bench:
         """Ragged batches against each alone."""
         worst = await asyncio.to_thread(worst_batched_error, self.loaded, self.sizes.batches)
         half = load(self.bundle, check=False, dtype=torch.bfloat16)
-        own = await asyncio.to_thread(
-            bf16_batched_over_own, self.loaded, half, max(self.sizes.batches // 4, 2)
-        )
-        return {"batched_vs_single_rel_err": worst, "bf16_batched_vs_single_over_own_err": own}
+        found = await asyncio.to_thread(half_errors, self.loaded, half, max(self.sizes.batches // 4, 2))
+        return {
+            "batched_vs_single_rel_err": worst,
+            "bf16_batched_vs_single_over_own_err": found.vs_single,
+            "bf16_batched_vs_fp32_over_own_err": found.vs_exact,
+        }
 
     async def lone(self) -> Figures:
         """A request that asks for nothing, through the pool and by a bare Ray call, by turns."""

@@ -23,7 +23,7 @@ import soundfile
 import torch
 
 from bench.speech.clips import clip_of
-from bench.speech.exactness import bf16_batched_over_own, worst_batched_error
+from bench.speech.exactness import half_errors, worst_batched_error
 from bench.speech.stock import Stock
 from bench.speech.texts import subtitle_texts
 from services.engines.f5 import small
@@ -76,7 +76,9 @@ def measure(folder: Path) -> dict[str, float]:
     full = load(folder / "bundle", device="cuda", check=False, dtype=torch.float32)
     half = load(folder / "bundle", device="cuda", check=False, dtype=torch.bfloat16)
     figures["batched_vs_single_rel_err"] = worst_batched_error(full, 10)
-    figures["bf16_batched_vs_single_over_own_err"] = bf16_batched_over_own(full, half, 4)
+    found = half_errors(full, half, 4)
+    figures["bf16_batched_vs_single_over_own_err"] = found.vs_single
+    figures["bf16_batched_vs_fp32_over_own_err"] = found.vs_exact
     del full
     torch.cuda.empty_cache()
 

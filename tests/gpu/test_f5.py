@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.speech.exactness import bf16_batched_over_own, worst_batched_error
+from bench.speech.exactness import half_errors, worst_batched_error
 from services.engines.f5 import small
 from services.engines.f5.model import load
 from services.engines.f5.packing import Budget
@@ -19,7 +19,10 @@ def test_a_batch_is_as_exact_as_on_a_cpu(tmp_path):
     full = load(tmp_path, device="cuda", dtype=torch.float32)
     half = load(tmp_path, device="cuda", dtype=torch.bfloat16)
     assert worst_batched_error(full, 10) < 1e-3
-    assert bf16_batched_over_own(full, half, 4) <= 1.0
+    found = half_errors(full, half, 4)
+    # Two roundings of the same size differ by at most the root of two of it; neither is nearer to the truth.
+    assert found.vs_single <= 1.5
+    assert found.vs_exact <= 1.1
 
 
 def test_a_compiled_network_speaks_the_same(tmp_path, voice):  # noqa: F811
