@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from services.common import limits
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
 from services.common.jobs import tasks
 from voxfleet.v1 import synthesis_pb2
-
-PRESETS: Final = {"": 16, "fast": 7, "balanced": 16, "quality": 32}
-"""Steps of each named quality."""
-
-MAX_SEED: Final = 2**31 - 1
-MAX_WORD: Final = 64
-MAX_LEXICONS: Final = 8
-SPEED: Final = (0.5, 2.0)
-STEPS: Final = (4, 64)
-CFG_STRENGTH: Final = (0.0, 5.0)
-DURATION_S: Final = (0.0, 300.0)
-PITCH_SHIFT: Final = (-12.0, 12.0)
-LOUDNESS_LUFS: Final = (-40.0, -5.0)
-TRIES: Final = (1, 5)
-RATE_HZ: Final = (8_000, 48_000)
 
 _FORMATS: Final = {
     synthesis_pb2.AUDIO_FORMAT_UNSPECIFIED: "wav",
@@ -38,23 +24,23 @@ _KBPS: Final = {"mp3": (16, 320), "opus": (16, 256), "aac": (16, 320)}
 
 def faults(p: synthesis_pb2.SynthesisParameters, field: str) -> Iterator[FieldViolation]:
     """What is wrong with the parameters of a request, by the path of each field."""
-    if p.preset not in PRESETS:
+    if p.preset and p.preset not in limits.PRESETS:
         yield FieldViolation(
             f"{field}.preset", f"must be one of fast, balanced, quality, not {p.preset[:40]!r}"
         )
     if p.steps:
-        yield from _within(f"{field}.steps", p.steps, STEPS)
+        yield from _within(f"{field}.steps", p.steps, limits.STEPS)
     if p.speed:
-        yield from _within(f"{field}.speed", p.speed, SPEED)
-    yield from _within(f"{field}.cfg_strength", p.cfg_strength, CFG_STRENGTH)
-    yield from _within(f"{field}.duration_s", p.duration_s, DURATION_S)
-    yield from _within(f"{field}.seed", p.seed, (0, MAX_SEED))
-    yield from _within(f"{field}.pitch_shift", p.pitch_shift, PITCH_SHIFT)
+        yield from _within(f"{field}.speed", p.speed, limits.SPEED)
+    yield from _within(f"{field}.cfg_strength", p.cfg_strength, limits.CFG_STRENGTH)
+    yield from _within(f"{field}.duration_s", p.duration_s, limits.DURATION_S)
+    yield from _within(f"{field}.seed", p.seed, (0, limits.MAX_SEED))
+    yield from _within(f"{field}.pitch_shift", p.pitch_shift, limits.PITCH_SHIFT)
     if p.HasField("loudness_lufs"):
-        yield from _within(f"{field}.loudness_lufs", p.loudness_lufs, LOUDNESS_LUFS)
+        yield from _within(f"{field}.loudness_lufs", p.loudness_lufs, limits.LOUDNESS_LUFS)
     for name, text in (("style", p.style), ("language", p.language)):
-        if len(text) > MAX_WORD:
-            yield FieldViolation(f"{field}.{name}", f"has at most {MAX_WORD} characters")
+        if len(text) > limits.MAX_WORD:
+            yield FieldViolation(f"{field}.{name}", f"has at most {limits.MAX_WORD} characters")
     if p.HasField("quality"):
         yield from _gate_faults(p.quality, f"{field}.quality")
     yield from _lexicon_faults(p.lexicons, f"{field}.lexicons")
@@ -67,7 +53,7 @@ def output_faults(output: synthesis_pb2.OutputFormat, field: str) -> Iterator[Fi
         yield FieldViolation(f"{field}.format", "is not a known format")
         return
     if output.rate_hz:
-        yield from _within(f"{field}.rate_hz", output.rate_hz, RATE_HZ)
+        yield from _within(f"{field}.rate_hz", output.rate_hz, limits.RATE_HZ)
     if output.bitrate_kbps and fmt not in _KBPS:
         yield FieldViolation(
             f"{field}.bitrate_kbps", f"is of {', '.join(_KBPS)}; {fmt} has none: leave it out"
@@ -92,7 +78,7 @@ def speaking_parameters(p: synthesis_pb2.SynthesisParameters) -> tasks.SpeakingP
     """How to speak, with defaults filled in. Style and lexicons are names, which others resolve."""
     gate = p.quality
     return tasks.SpeakingParameters(
-        steps=p.steps or PRESETS.get(p.preset, PRESETS[""]),
+        steps=p.steps or limits.PRESETS.get(p.preset, limits.PRESETS[limits.DEFAULT_PRESET]),
         speed=p.speed or 1.0,
         seed=p.seed,
         cfg_strength=p.cfg_strength or 2.0,
@@ -139,12 +125,12 @@ def _gate_faults(gate: synthesis_pb2.QualityGate, field: str) -> Iterator[FieldV
     yield from _within(f"{field}.max_word_error_rate", gate.max_word_error_rate, (0.0, 1.0))
     yield from _within(f"{field}.min_similarity", gate.min_similarity, (0.0, 1.0))
     if gate.tries:
-        yield from _within(f"{field}.tries", gate.tries, TRIES)
+        yield from _within(f"{field}.tries", gate.tries, limits.TRIES)
 
 
 def _lexicon_faults(lexicons: Sequence[str], field: str) -> Iterator[FieldViolation]:
     # Their names are judged where they are resolved: one that is wrong fails its item alone.
-    if len(lexicons) > MAX_LEXICONS:
-        yield FieldViolation(field, f"has at most {MAX_LEXICONS} lexicons, not {len(lexicons)}")
+    if len(lexicons) > limits.MAX_LEXICONS:
+        yield FieldViolation(field, f"has at most {limits.MAX_LEXICONS} lexicons, not {len(lexicons)}")
     if len(set(lexicons)) < len(lexicons):
         yield FieldViolation(field, "names a lexicon twice")

@@ -14,28 +14,24 @@ from google.protobuf import message
 
 from services.common import names, pronouncing, speaking
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
+from services.common.limits import CONVERTING_ENGINES, MAX_DEPENDENCIES, MAX_SEED, MAX_TEXT, MAX_WORD
 from services.common.rpc.caller import Caller
 from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, lexicon_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
-MAX_TEXT = 5000
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
 MAX_LABELS = 64
 MAX_DISPLAY_NAME = 255
 MAX_QUERY = 1900
-MAX_WORD = 64
 MAX_LICENCES = 64
-MAX_SEED = 2**31 - 1
 MAX_PRIORITY = 100
 MAX_BATCH_AUDIOS = 1000
 MAX_TRAINING_AUDIOS = 100
-MAX_DEPENDENCIES = 100
 MAX_URL = 2000
 MAX_QUOTA = 1_000_000_000_000
 MAX_WEIGHT = 1_000_000
 
 TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
 F0_METHODS = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
-CONVERTING_ENGINES = ("rvc", "f5")
 CONTENT_ENCODERS = ("", "contentvec", "whisper-base")
 
 _NOT_FOUND: Final = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from services.common import limits
 from services.common.errors import Reason, VoxfleetError, invalid
 from services.engines.f5 import schedule
 from services.engines.f5 import text as f5_text
@@ -29,9 +30,9 @@ CHUNK_TOTAL_S = 22.0
 MIN_SPEED, MAX_SPEED = 0.3, 2.0
 SLOWEST_FIT = 0.5
 """A slot longer than the text at half speed is filled up with silence, not with slower speech."""
-MIN_SLOT_S, MAX_SLOT_S = 0.25, 300.0
+MIN_SLOT_S, MAX_SLOT_S = 0.25, limits.DURATION_S[1]
 MAX_CFG_STRENGTH = 10.0
-MAX_SPOKEN_CHARACTERS = 4 * f5_text.MAX_CHARACTERS
+MAX_SPOKEN_CHARACTERS = 4 * limits.MAX_TEXT
 """Of a text as it is spoken: numbers grow when they are put into words."""
 
 _FRAMES_PER_S = RATE_HZ / HOP
@@ -74,7 +75,7 @@ class SynthesisItem:
     Args:
         text: what to say, as it is spoken; at most 20,000 characters.
         reference: in whose voice.
-        steps: evaluations of the flow, 1 to 64; ``schedule.PRESETS`` names three.
+        steps: evaluations of the flow, 1 to 64; ``limits.PRESETS`` names three.
         cfg_strength: how much to lean on the text and the clip, 0 to 10; 0 halves the cost.
         speed: 0.3 to 2.0 times the reference's pace; has no effect where ``duration_s`` is given.
         seed: the same seed, text, clip and settings give the same audio, whatever else is in the batch.
@@ -83,7 +84,7 @@ class SynthesisItem:
 
     text: str
     reference: Reference
-    steps: int = schedule.PRESETS["balanced"]
+    steps: int = limits.PRESETS[limits.DEFAULT_PRESET]
     cfg_strength: float = 2.0
     speed: float = 1.0
     seed: int = 0

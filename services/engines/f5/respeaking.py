@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common import limits
 from services.common.errors import Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import TimedWord
 
-MAX_S = 300.0
+MAX_S = limits.MAX_RESPOKEN_S
 """The longest recording that is spoken anew."""
 PAUSE_S = 0.35
 """A silence of this length parts two phrases."""

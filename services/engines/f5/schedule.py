@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-PRESETS: Mapping[str, int] = MappingProxyType({"fast": 7, "balanced": 16, "quality": 32})
 """Steps for each named quality. 7 steps cost about a quarter of 32."""
 
 MAX_STEPS = 64

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import Reason, invalid
+from services.common.limits import MAX_TEXT
 from services.engines.bundles.manifest import corrupt
 from services.engines.f5 import upstream
-
-MAX_CHARACTERS = 5_000
 
 _REPORTED = 40
 _SPACES = re.compile(r"\s+")
@@ -90,7 +89,7 @@ def clean(text: str) -> str:
     return "".join(visible).strip()
 
 
-def checked(text: str, *, max_characters: int = MAX_CHARACTERS, field: str = "text") -> str:
+def checked(text: str, *, max_characters: int = MAX_TEXT, field: str = "text") -> str:
     """The cleaned text, if there is something in it to speak and not too much.
 
     Raises:

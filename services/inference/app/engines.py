@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from services.common import limits
+
+
+def _ranged(default: float | None, within: tuple[float, float], description: str) -> Any:
+    """A number from the least to the most of a pair."""
+    return Field(default, ge=within[0], le=within[1], description=description)
 
 
 class QualityParameters(BaseModel):
@@ -17,7 +25,7 @@ class QualityParameters(BaseModel):
         0.0, ge=0.0, le=1.0, description="share of words that a recogniser may hear wrongly"
     )
     min_similarity: float = Field(0.0, ge=0.0, le=1.0, description="likeness of the voice to its reference")
-    tries: int = Field(3, ge=1, le=5, description="how often it is spoken at most")
+    tries: int = _ranged(3, limits.TRIES, description="how often it is spoken at most")
 
 
 class F5Parameters(BaseModel):
@@ -25,20 +33,30 @@ class F5Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    preset: str = Field("balanced", description="fast (7 steps), balanced (16) or quality (32)")
-    steps: int = Field(16, ge=4, le=64, description="evaluations of the flow; overrides the preset")
-    speed: float = Field(1.0, ge=0.5, le=2.0, description="times the reference's pace")
+    preset: str = Field(limits.DEFAULT_PRESET, description="fast (7 steps), balanced (16) or quality (32)")
+    steps: int = _ranged(
+        limits.PRESETS[limits.DEFAULT_PRESET],
+        limits.STEPS,
+        description="evaluations of the flow; overrides the preset",
+    )
+    speed: float = _ranged(1.0, limits.SPEED, description="times the reference's pace")
     seed: int = Field(0, ge=0, description="the same seed gives the same audio; 0 chooses one")
-    cfg_strength: float = Field(2.0, ge=0.0, le=5.0, description="how much to lean on the text and the clip")
-    duration_s: float = Field(0.0, ge=0.0, le=300.0, description="exactly this long; 0 for natural")
+    cfg_strength: float = _ranged(
+        2.0, limits.CFG_STRENGTH, description="how much to lean on the text and the clip"
+    )
+    duration_s: float = _ranged(0.0, limits.DURATION_S, description="exactly this long; 0 for natural")
     language: str = Field("", description="BCP-47; the voice's first language where empty")
-    style: str = Field("", max_length=64, description="of the reference clip; the default one where empty")
-    pitch_shift: float = Field(0.0, ge=-12.0, le=12.0, description="semitones, without a change of pace")
-    loudness_lufs: float | None = Field(
-        None, ge=-40.0, le=-5.0, description="integrated loudness; as loud as the reference where unset"
+    style: str = Field(
+        "", max_length=limits.MAX_WORD, description="of the reference clip; the default one where empty"
+    )
+    pitch_shift: float = _ranged(0.0, limits.PITCH_SHIFT, description="semitones, without a change of pace")
+    loudness_lufs: float | None = _ranged(
+        None, limits.LOUDNESS_LUFS, description="integrated loudness; as loud as the reference where unset"
     )
     lexicons: tuple[str, ...] = Field(
-        (), max_length=8, description="by name; the first that has a word says how it is spoken"
+        (),
+        max_length=limits.MAX_LEXICONS,
+        description="by name; the first that has a word says how it is spoken",
     )
     verbatim: bool = Field(False, description="speaks the text as it is written")
     word_timestamps: bool = Field(False, description="says when each word is spoken")

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from services.common import telemetry
+from services.common import limits, telemetry
 from services.common.errors import Reason, VoxfleetError, internal, invalid, not_built
 from services.common.jobs.tasks import F5Voice, Pronunciation, SpeakingParameters
 from services.inference import metrics
@@ -23,7 +23,6 @@ from services.inference.ports import Catalog, Usage
 
 log = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 5_000
 PIECE_BYTES = 128 * 1024
 """Of one message: well under gRPC's default limit, whatever the length of a chunk of text."""
 
@@ -232,13 +231,13 @@ class Synthesis:
 
 def check_text(text: str) -> None:
     """What can be said of a text before it waits for a slot. Errors: TEXT_EMPTY, TEXT_TOO_LONG."""
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > limits.MAX_TEXT:
         raise invalid(
             Reason.TEXT_TOO_LONG,
-            f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are spoken in one request",
+            f"the text has {len(text)} characters; at most {limits.MAX_TEXT} are spoken in one request",
             field="text",
             characters=len(text),
-            max_characters=MAX_CHARACTERS,
+            max_characters=limits.MAX_TEXT,
         )
     if not any(unicodedata.category(char)[0] in "LN" for char in text):
         raise invalid(Reason.TEXT_EMPTY, "the text has no letter or digit to speak", field="text")

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common import limits
 from services.common.artifacts.model import bundle_key, content_key
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, VoxfleetError, invalid
@@ -24,8 +25,6 @@ from services.engines.bundles.manifest import Manifest
 from services.inference.calls import Made, Weights
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.tags import file_tags
-
-MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 48_000
 
 Samples = NDArray[np.float32]
 
@@ -86,10 +85,11 @@ def keep_audio(
         marking: whether it carries the inaudible mark.
     """
     wanted_hz = output.rate_hz or rate_hz
-    if not MIN_RATE_HZ <= wanted_hz <= MAX_RATE_HZ:
+    least, most = limits.RATE_HZ
+    if not least <= wanted_hz <= most:
         raise invalid(
             Reason.INVALID_ARGUMENT,
-            f"rate_hz is {wanted_hz}; {MIN_RATE_HZ} to {MAX_RATE_HZ} are written",
+            f"rate_hz is {wanted_hz}; {least} to {most} are written",
             field="output.rate_hz",
         )
     advance("encode", 0.0)

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common import limits
 from services.common.jobs.model import SpeechQuality
 from services.common.jobs.tasks import QualityGate
 from services.common.media.resample import resample
@@ -21,7 +22,6 @@ from services.engines.whisper.asr import RATE_HZ, Transcript
 from services.engines.whisper.scoring import word_error_rate
 from services.inference.engine.listening import Ear, in_words
 
-MAX_TRIES = 5
 _REFERENCES = 64
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def best_of(
     Raises:
         Whatever ``speak`` and ``judge`` raise.
     """
-    most = min(max(gate.tries, 1), MAX_TRIES)
+    most = min(max(gate.tries, 1), limits.TRIES[1])
     ranked: list[tuple[tuple[float, float, float], T, int, Judgement]] = []
     for number in range(1, most + 1):
         seed_now = seed_of_try(seed, number)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.common import names
+from services.common import limits, names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs.tasks import Pronunciation
 from services.common.pronouncing import Pronouncer, faults
 from services.metadata.model.lexicons import Lexicon, LexiconChange
 from services.metadata.model.page import Page
 from services.metadata.ports.store import Store, Transaction
-
-MAX_LEXICONS_OF_TEXT = 8
 
 
 class Lexicons:
@@ -74,10 +72,10 @@ class Lexicons:
 
 async def pronouncer_of(tx: Transaction, team: str, lexicons: Sequence[str]) -> Pronouncer:
     """Lexicons by name, the first that has a word first. Errors: INVALID_ARGUMENT, LEXICON_NOT_FOUND."""
-    if len(lexicons) > MAX_LEXICONS_OF_TEXT:
+    if len(lexicons) > limits.MAX_LEXICONS:
         raise invalid(
             Reason.INVALID_ARGUMENT,
-            f"a text is spoken with at most {MAX_LEXICONS_OF_TEXT} lexicons, not {len(lexicons)}",
+            f"a text is spoken with at most {limits.MAX_LEXICONS} lexicons, not {len(lexicons)}",
             field="parameters.lexicons",
         )
     entries: list[Pronunciation] = []

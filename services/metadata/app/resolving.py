@@ -9,6 +9,7 @@ from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
 from services.common.licences import check_licence
+from services.common.limits import MAX_RESPOKEN_S, MAX_TEXT
 from services.common.pronouncing import Pronouncer
 from services.metadata.app.lexicons import pronouncer_of
 from services.metadata.app.voices import resolve_voice
@@ -17,8 +18,6 @@ from services.metadata.model.jobs import JobState, NewJob, PriorityClass
 from services.metadata.ports.store import Transaction
 
 MIN_TRAINING_S = 10.0
-MAX_TEXT = 5000
-MAX_RESPOKEN_S = 300.0
 MAX_RESPOKEN_WORDS = 200_000
 """Of lexicons, over all recordings of a batch: each job holds them."""
 # Shares of a GPU by which a job counts against its team's quota: a GPU does three conversions or five texts

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from services.common import names
+from services.common import limits, names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
 from services.common.pronouncing import Pronouncer
@@ -36,7 +36,6 @@ from services.metadata.ports.store import Store, Transaction
 from services.metadata.scheduling.lanes import LaneKey
 
 MAX_BATCH_ITEMS = 100_000
-MAX_DEPENDENCIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +300,10 @@ class Submitter:
 
 
 def _dependencies(request: Request) -> tuple[str, ...]:
-    if len(request.depends_on) > MAX_DEPENDENCIES:
+    if len(request.depends_on) > limits.MAX_DEPENDENCIES:
         raise invalid(
             Reason.INVALID_ARGUMENT,
-            f"a job depends on at most {MAX_DEPENDENCIES} others, not {len(request.depends_on)}",
+            f"a job depends on at most {limits.MAX_DEPENDENCIES} others, not {len(request.depends_on)}",
             field="depends_on",
         )
     found = []

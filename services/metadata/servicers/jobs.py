@@ -11,6 +11,7 @@ from google.protobuf import message
 from services.common import names, speaking, telemetry
 from services.common.errors import Reason, invalid, not_found
 from services.common.jobs import tasks
+from services.common.limits import CONVERTING_ENGINES
 from services.common.rpc.caller import require_operator
 from services.metadata.app.jobs import Jobs
 from services.metadata.app.listing import next_token, page_of
@@ -22,7 +23,6 @@ from services.metadata.servicers.resources import check_mask
 from voxfleet.v1 import job_pb2, synthesis_pb2, voice_pb2
 
 UPDATABLE_JOB_FIELDS = ("priority", "labels", "display_name")
-CONVERTING_ENGINES = ("rvc", "f5")
 
 
 class JobServicer:

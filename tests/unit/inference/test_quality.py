@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from services.common.errors import Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import QualityGate
+from services.common.limits import TRIES
 from services.inference.engine.listening import Ear
 from services.inference.engine.quality import (
-    MAX_TRIES,
     Judge,
     Judgement,
     Reference,
@@ -73,10 +73,10 @@ def test_the_best_is_kept_where_none_is_good_enough() -> None:
     assert kept.quality.word_error_rate == 0.3
 
 
-@given(gate=gates, outcomes=st.lists(judgements, min_size=MAX_TRIES, max_size=MAX_TRIES), seed=st.integers(1))
+@given(gate=gates, outcomes=st.lists(judgements, min_size=TRIES[1], max_size=TRIES[1]), seed=st.integers(1))
 def test_the_loop(gate: QualityGate, outcomes: list[Judgement], seed: int) -> None:
     seeds, kept = run(gate, outcomes, seed)
-    most = min(max(gate.tries, 1), MAX_TRIES)
+    most = min(max(gate.tries, 1), TRIES[1])
     lacks = [shortfall(outcome, gate) for outcome in outcomes[: len(seeds)]]
     assert 1 <= len(seeds) <= most
     assert kept.quality.tries == len(seeds) == len(set(seeds))
@@ -90,7 +90,7 @@ def test_the_loop(gate: QualityGate, outcomes: list[Judgement], seed: int) -> No
 
 @given(st.integers(1, 2**31 - 1))
 def test_seeds_of_tries_are_seeds(seed: int) -> None:
-    tries = [seed_of_try(seed, number) for number in range(1, MAX_TRIES + 1)]
+    tries = [seed_of_try(seed, number) for number in range(1, TRIES[1] + 1)]
     assert tries[0] == seed
     assert all(1 <= each < 2**31 for each in tries)
 

@@ -10,7 +10,6 @@ from services.common import speaking
 from services.common.errors import Reason, VoxfleetError
 from services.common.jobs.tasks import Output, QualityGate, SpeakingParameters
 from services.common.media.encode import Format
-from services.engines.f5.schedule import PRESETS as ENGINE_PRESETS
 from voxfleet.v1 import synthesis_pb2
 
 Parameters = synthesis_pb2.SynthesisParameters
@@ -23,10 +22,6 @@ def test_zero_means_the_default() -> None:
     assert speaking.speaking_parameters(Parameters(preset="fast")).steps == 7
     assert speaking.speaking_parameters(Parameters(preset="fast", steps=12)).steps == 12
     assert not list(speaking.faults(Parameters(), "parameters"))
-
-
-def test_presets_are_the_engines() -> None:
-    assert {name: steps for name, steps in speaking.PRESETS.items() if name} == dict(ENGINE_PRESETS)
 
 
 def test_all_that_is_asked_reaches_the_worker() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.common import limits
 from services.common.errors import Reason, VoxfleetError
 from services.engines.f5 import model, planning, reference, schedule, upstream
 from services.engines.f5.flow import Evaluator, Flow, sample
@@ -347,4 +348,4 @@ def test_the_times_are_upstreams(steps):
 
 
 def test_the_presets_have_tables():
-    assert dict(schedule.PRESETS) == {"fast": 7, "balanced": 16, "quality": 32}
+    assert dict(limits.PRESETS) == {"fast": 7, "balanced": 16, "quality": 32}
