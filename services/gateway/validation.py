@@ -1,21 +1,22 @@
 """What can be judged of a request without asking anyone: names, sizes, ranges.
 
-Names of another team are answered as if they did not exist. Everything that is wrong with a request is
-said at once, as ``BadRequest`` per field.
+Everything that is wrong with a request is said at once, as ``BadRequest`` per field.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from google.protobuf import message
 
-from services.common import names, pronouncing, speaking
-from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError, not_found
+from services.common import pronouncing, speaking
+from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
 from services.common.limits import CONVERTING_ENGINES, MAX_DEPENDENCIES, MAX_SEED, MAX_TEXT, MAX_WORD
 from services.common.rpc.caller import Caller
+from services.gateway.checks import Checks
+from services.gateway.ownership import check_names
 from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, lexicon_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
@@ -34,164 +35,15 @@ TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
 F0_METHODS = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
 CONTENT_ENCODERS = ("", "contentvec", "whisper-base")
 
-_NOT_FOUND: Final = {
-    "audios": Reason.AUDIO_NOT_FOUND,
-    "uploads": Reason.UPLOAD_NOT_FOUND,
-    "voices": Reason.VOICE_NOT_FOUND,
-    "lexicons": Reason.LEXICON_NOT_FOUND,
-    "jobs": Reason.JOB_NOT_FOUND,
-    "quota": Reason.TEAM_NOT_FOUND,
-}
-
-# Which fields of which request hold which names; a dot goes into a message, [] over a list.
-_NAMES: Final[dict[str, dict[str, str]]] = {
-    "ResumeUpload": {"upload": "uploads"},
-    "GetUploadRequest": {"name": "uploads"},
-    "GetAudioRequest": {"name": "audios"},
-    "AnalyzeAudioRequest": {"name": "audios"},
-    "DownloadAudioRequest": {"name": "audios"},
-    "GetDownloadUrlRequest": {"name": "audios"},
-    "DeleteAudioRequest": {"name": "audios"},
-    "CreateVoiceRequest": {"voice.references[].audio": "audios"},
-    "TrainVoiceRequest": {"audios[]": "audios", "depends_on[]": "jobs"},
-    "GetVoiceRequest": {"name": "voices"},
-    "UpdateVoiceRequest": {"voice.name": "voices"},
-    "DeleteVoiceRequest": {"name": "voices"},
-    "UndeleteVoiceRequest": {"name": "voices"},
-    "ListCheckpointsRequest": {"parent": "voices"},
-    "SynthesizeRequest": {"voice": "voices", "parameters.lexicons[]": "lexicons"},
-    "ConvertAudioRequest": {
-        "audios[]": "audios",
-        "voice": "voices",
-        "depends_on[]": "jobs",
-        "parameters.speaking.lexicons[]": "lexicons",
-    },
-    "BatchSynthesizeRequest": {"depends_on[]": "jobs", "parameters.lexicons[]": "lexicons"},
-    "GetLexiconRequest": {"name": "lexicons"},
-    "UpdateLexiconRequest": {"lexicon.name": "lexicons"},
-    "DeleteLexiconRequest": {"name": "lexicons"},
-    "GetJobRequest": {"name": "jobs"},
-    "WatchJobRequest": {"name": "jobs"},
-    "CancelJobRequest": {"name": "jobs"},
-    "PauseJobRequest": {"name": "jobs"},
-    "ResumeJobRequest": {"name": "jobs"},
-    "RetryJobRequest": {"name": "jobs"},
-    "UpdateJobRequest": {"job.name": "jobs"},
-    "ExplainJobRequest": {"name": "jobs"},
-    "DeleteWebhookRequest": {"name": "webhooks"},
-    "GetQuotaRequest": {"name": "quota"},
-    "UpdateQuotaRequest": {"quota.name": "quota"},
-    "DrainNodeRequest": {"name": "nodes"},
-    "ResumeNodeRequest": {"name": "nodes"},
-    "RevokeApiKeyRequest": {"name": "apiKeys"},
-    "VerifyProvenanceRequest": {"audio": "audios"},
-}
-
-# An operator works for every team in these.
-_OPERATOR_REQUESTS: Final = frozenset(
-    {
-        "CreateApiKeyRequest",
-        "ListApiKeysRequest",
-        "RevokeApiKeyRequest",
-        "GetQuotaRequest",
-        "UpdateQuotaRequest",
-        "GetUsageRequest",
-    }
-)
-
-
-class Checks:
-    """Collects what is wrong with a request."""
-
-    def __init__(self) -> None:
-        self._violations: list[FieldViolation] = []
-        self._reason: Reason | None = None
-        self._metadata: dict[str, object] = {}
-
-    def wrong(
-        self, field: str, description: str, reason: Reason = Reason.INVALID_ARGUMENT, **metadata: object
-    ) -> None:
-        """Notes a violation; the first reason other than INVALID_ARGUMENT names the whole error."""
-        self._violations.append(FieldViolation(field, description))
-        if self._reason in (None, Reason.INVALID_ARGUMENT):
-            self._reason = reason
-        self._metadata |= metadata
-
-    def within(self, field: str, value: float, low: float, high: float) -> None:
-        """Notes a number outside of ``low`` to ``high``."""
-        if not low <= value <= high:
-            self.wrong(field, f"must be from {low:g} to {high:g}, not {value:g}")
-
-    def one_of(self, field: str, value: str, allowed: tuple[str, ...]) -> None:
-        """Notes a word that is not one of those allowed."""
-        if value not in allowed:
-            self.wrong(field, f"must be one of {', '.join(filter(None, allowed))}, not {value[:40]!r}")
-
-    def note(self, violations: Iterable[FieldViolation]) -> None:
-        """Notes what others found wrong."""
-        for violation in violations:
-            self.wrong(violation.field, violation.description)
-
-    def finish(self) -> None:
-        """Raises what was noted, if anything."""
-        if self._violations:
-            text = "; ".join(f"{v.field}: {v.description}" for v in self._violations)
-            raise VoxfleetError(
-                self._reason or Reason.INVALID_ARGUMENT,
-                text,
-                kind=Kind.INVALID,
-                metadata=self._metadata,
-                violations=self._violations,
-            )
-
 
 def validate(request: message.Message, caller: Caller) -> None:
     """Judges a request. Errors: INVALID_ARGUMENT and the reasons of names, texts and sizes."""
-    kind = request.DESCRIPTOR.name
     checks = Checks()
     _check_common(request, checks)
-    if specific := _SPECIFIC.get(kind):
+    if specific := _SPECIFIC.get(request.DESCRIPTOR.name):
         specific(request, checks)
     checks.finish()
-    _check_names(request, caller, any_team=caller.operator and kind in _OPERATOR_REQUESTS)
-
-
-def _check_names(request: message.Message, caller: Caller, *, any_team: bool) -> None:
-    fields = _NAMES.get(request.DESCRIPTOR.name, {})
-    for path, collection in fields.items():
-        for field, value in _values(request, path):
-            team = _team_of(value, collection, field)
-            if team is not None and team != caller.team and not any_team:
-                raise not_found(_NOT_FOUND.get(collection, Reason.INVALID_ARGUMENT), value)
-    if "parent" in request.DESCRIPTOR.fields_by_name and "parent" not in fields:
-        parent = str(getattr(request, "parent"))  # noqa: B009 - the descriptor says that it is there
-        if names.parse_team(parent) != caller.team and not any_team:
-            raise not_found(Reason.TEAM_NOT_FOUND, parent)
-
-
-def _team_of(value: str, collection: str, field: str) -> str | None:
-    """Whose a name is; None for a node, which is nobody's. Errors: INVALID_ARGUMENT."""
-    match collection:
-        case "quota":
-            return names.parse_quota(value, field=field)
-        case "nodes":
-            names.parse_node(value, field=field)
-            return None
-        case _:
-            return names.parse(value, collection, field=field).team
-
-
-def _values(found: Any, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    head, _, rest = path.partition(".")
-    field = head.removesuffix("[]")
-    value = getattr(found, field)
-    parts = enumerate(value) if head.endswith("[]") else ((None, value),)
-    for number, part in parts:
-        label = f"{prefix}{field}" if number is None else f"{prefix}{field}[{number}]"
-        if rest:
-            yield from _values(part, rest, f"{label}.")
-        else:
-            yield label, part
+    check_names(request, caller)
 
 
 def _check_common(request: Any, checks: Checks) -> None:

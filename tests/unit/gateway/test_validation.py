@@ -3,8 +3,9 @@ import pytest
 from services.common.errors import Kind, Reason, VoxfleetError
 from services.common.rpc.caller import Caller
 from services.common.rpc.handlers import message_class, service_descriptor
+from services.gateway.ownership import NAMES
 from services.gateway.routes import ROUTES
-from services.gateway.validation import _NAMES, validate, validate_first
+from services.gateway.validation import validate, validate_first
 from voxfleet.v1 import audio_pb2, fleet_pb2, job_pb2, lexicon_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 CALLER = Caller(team="alpha")
@@ -306,7 +307,7 @@ def test_every_field_of_a_routed_request_that_names_a_resource_is_checked():
         descriptor = service_descriptor(f"voxfleet.v1.{service}")
         for name in methods:
             request = descriptor.methods_by_name[name].input_type
-            checked = {path.split(".")[0].removesuffix("[]") for path in _NAMES.get(request.name, {})}
+            checked = {path.split(".")[0].removesuffix("[]") for path in NAMES.get(request.name, {})}
             fields = {field.name for field in request.fields}
             missing = {
                 field
