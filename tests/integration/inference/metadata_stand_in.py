@@ -107,6 +107,9 @@ class MetadataStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.Wor
                         if beat.HasField("progress"):
                             seen = (beat.progress.phase, beat.progress.percent)
                             self.progress.setdefault(beat.fence.job_id, []).append(seen)
+                    if request.HasField("heartbeats"):
+                        # The lease holds on from here.
+                        self._out.put(work_pb2.WorkResponse(notices=work_pb2.Notices()))
             except grpc.RpcError:
                 return
 

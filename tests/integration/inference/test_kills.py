@@ -47,7 +47,7 @@ from tests.integration.inference.conftest import F5_NAME, REFERENCE_TEXT, SPEECH
 from tests.integration.inference.light_body import build_light, store_with
 from tests.unit.inference.fakes import FakeCatalog
 
-KILLS = int(os.environ.get("POOL_KILLS", "40"))
+KILLS = int(os.environ.get("POOL_KILLS", "20"))
 REPLICAS = 4
 CLIENTS = 6
 MIB = 1 << 20
@@ -236,7 +236,7 @@ async def test_a_gpu_holds_two_halves_or_one_whole(
 # ---- a real engine
 
 
-KILLS_OF_F5 = int(os.environ.get("POOL_F5_KILLS", "4"))
+KILLS_OF_F5 = int(os.environ.get("POOL_F5_KILLS", "2"))
 TEXTS = [f"This is sentence number {number}, and it is one of those that go together." for number in range(6)]
 
 

@@ -99,6 +99,9 @@ class LedgerStandIn(catalog_pb2_grpc.CatalogServiceServicer, work_pb2_grpc.WorkS
                         job = beat.fence.job_id
                         self.progress.setdefault(job, []).append(beat.progress)
                         self.seen.append((job, beat.progress.phase, self.gpus_free))
+                if request.HasField("heartbeats"):
+                    # The lease holds on from here.
+                    self._out.put(work_pb2.WorkResponse(notices=work_pb2.Notices()))
         except grpc.RpcError:
             return
 
