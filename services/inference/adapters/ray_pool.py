@@ -6,6 +6,8 @@ GPU for nobody. Control calls (health, stop) have threads of their own, beside w
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +24,6 @@ from services.common import telemetry
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, VoxfleetError
 from services.common.jobs.model import NodeFacts
-from services.common.names import new_id
 from services.common.rayrt.calls import in_thread
 from services.common.rayrt.failures import from_ray
 from services.common.rayrt.nodes import node_facts, node_names, not_on
@@ -35,8 +36,12 @@ from services.inference.model import Role
 
 log = logging.getLogger(__name__)
 
-_THREADS = 64
-"""Of one actor, for calls; how many really run at once is the pool's business."""
+_SLOTS_ON_GPU, _SLOTS_ON_CPU = 32, 8
+"""As many as an engine ever takes that is not told how many."""
+_THREADS_BESIDE = 8
+_NUMBERS = itertools.count(1)
+_AT_ONCE_S = 0.005
+"""A call that takes no longer is asked once."""
 _NODES_S = 10.0
 
 
@@ -109,21 +114,16 @@ class EngineActor:
         assert self._calls is not None
         self._calls.stop(call)
 
-    def begin(self, packed: bytes) -> Batch:
-        """Begins a call; see :class:`services.inference.engine.running.Calls`."""
+    def run(self, packed: bytes) -> Batch:
+        """Does a call's work; see :class:`services.inference.engine.running.Calls`."""
         assert self._calls is not None
         call, request, traceparent = pickle.loads(packed)  # noqa: S301 - of this service's own
-        return self._calls.begin(call, request, traceparent)
+        return self._calls.run(call, request, traceparent)
 
     def more(self, call: str) -> Batch:
-        """What a call sends next."""
+        """What a call has sent since it was last asked."""
         assert self._calls is not None
         return self._calls.more(call)
-
-    def ended(self, call: str) -> None:
-        """Waits for a call's end."""
-        assert self._calls is not None
-        self._calls.ended(call)
 
 
 def build_body(spec: EngineSpec, plan: ActorPlan, settings: ActorSettings) -> Body:
@@ -173,7 +173,7 @@ class RayExecutor:
         handle = self._actor.options(
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
-            max_concurrency=_THREADS,
+            max_concurrency=_threads(plan),
             # A node that Ray has not shown us yet is not known to be drained either: it is left once ready.
             label_selector=not_on([node_id for node_id, name in self._names.items() if name in avoid]),
             max_restarts=0,
@@ -203,6 +203,15 @@ class RayExecutor:
         if node_id not in self._names:
             await self.nodes()
         return self._names.get(node_id, node_id)
+
+
+def _threads(plan: ActorPlan) -> int:
+    """Of one actor: for each call one that does the work and one that waits for what it sends.
+
+    No more than that: Ray wakes a thread at a time, and cold ones are slow.
+    """
+    slots = plan.slots or (_SLOTS_ON_GPU if plan.gpus > 0 else _SLOTS_ON_CPU)
+    return 2 * slots + _THREADS_BESIDE
 
 
 def _names() -> dict[str, str]:
@@ -254,22 +263,32 @@ class RayCall:
 
     def __init__(self, handle: Any, request: Request) -> None:
         self._handle = handle
-        self._id = new_id()
-        # Asked for batch by batch, not as one of Ray's generators: an answer that is one piece costs one
-        # call, and the engine waits for who does not read on.
+        # An actor is asked by this process alone.
+        self._id = str(next(_NUMBERS))
         # Packed here: Ray passes bytes as they are, and would pickle each argument at several times the cost.
         packed = pickle.dumps((self._id, request, telemetry.current_traceparent()), pickle.HIGHEST_PROTOCOL)
-        self._next = handle.begin.remote(packed)
+        self._run = handle.run.remote(packed)
 
     async def events(self) -> AsyncIterator[Event]:
         """See :class:`services.inference.ports.Call`."""
-        while True:
-            batch: Batch = await _answer(self._next)
-            for event in batch.events:
+        # Asked for batch by batch, not as one of Ray's generators: an answer that is one piece costs one
+        # call, and the engine waits for who does not read on.
+        run = asyncio.wrap_future(self._run.future())
+        try:
+            await asyncio.wait({run}, timeout=_AT_ONCE_S)
+            while not run.done():
+                # Answered at once where the call has ended meanwhile: what it tells comes before the rest.
+                for event in (await _answer(self._handle.more.remote(self._id))).events:
+                    yield event
+            last: Batch = await _answer(run)
+            for event in last.events:
                 yield event
-            if batch.over:
-                return
-            self._next = self._handle.more.remote(self._id)
+            if last.error is not None:
+                raise last.error
+        finally:
+            if not run.cancel() and not run.cancelled():
+                # Where it has failed as well, that has been told.
+                run.exception()
 
     async def stop(self) -> None:
         """See :class:`services.inference.ports.Call`."""
@@ -279,7 +298,7 @@ class RayCall:
         """See :class:`services.inference.ports.Call`."""
         # However it ended: what it raised has been told, or nobody listens any more.
         with suppress(VoxfleetError):
-            await _answer(self._handle.ended.remote(self._id))
+            await _answer(self._run)
 
 
 async def _answer(ref: Any) -> Any:

@@ -1,11 +1,10 @@
-"""Runs one call: the work in a thread, its events for who asks for them, a flag that asks it to end."""
+"""Runs calls: the work, its events for who asks for them meanwhile, and a flag that asks it to end."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -20,10 +19,8 @@ Stopped = Callable[[], bool]
 _STEPS: Final = 0.02
 """Shares of a phase are sent in steps of this size: an engine may count every step of its own."""
 _REMEMBERED = 1024
-_MOST_AT_ONCE = 256
 _HELD = 16
 """Events that a reader may be behind by."""
-_LAST_WORD_S = 0.001
 
 
 class Body(Protocol):
@@ -39,14 +36,23 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a call has sent since it was last asked; ``over`` where that was all."""
+    """What a call has sent that nobody had asked for yet.
 
-    events: tuple[Event, ...]
-    over: bool
+    Args:
+        events: in their order.
+        error: what the call ended with, after all of its events; as callers know it.
+    """
+
+    events: tuple[Event, ...] = ()
+    error: VoxfleetError | None = None
 
 
 class Calls:
-    """The calls that run on a body. Who asked for one also asks for what it sends, and it waits for that.
+    """The calls that run on a body.
+
+    A call's work is done in :meth:`run`, which tells at its end what has not been asked for. Who wants to
+    hear of it earlier asks for :meth:`more` beside it, in another thread; the work waits for a reader who is
+    far behind. So a short call takes one question, and one thread.
 
     Args:
         body: what does the work.
@@ -56,68 +62,40 @@ class Calls:
     def __init__(self, body: Body, failed: Reason) -> None:
         self._body = body
         self._failed = failed
-        self._stops: OrderedDict[str, threading.Event] = OrderedDict()
-        self._running: dict[str, _Work] = {}
+        self._open: dict[str, _Call] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
-        # Kept: to make a thread takes longer than a short call.
-        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="call")
+
+    def run(self, call: str, request: Request, traceparent: str) -> Batch:
+        """Does a call's work; its last events, and its error if it had one."""
+        ours = self._call(call)
+        error: VoxfleetError | None = None
+        try:
+            with telemetry.span(f"engine {type(request).__name__}", traceparent=traceparent):
+                self._body.run(request, ours.emit, ours.stopped)
+        except BaseException as caught:  # noqa: BLE001 - told to whoever asked for the work
+            error = self._known(caught)
+        with self._lock:
+            self._open.pop(call, None)
+            self._over[call] = None
+            while len(self._over) > _REMEMBERED:
+                self._over.popitem(last=False)
+        return Batch(ours.close(), error)
+
+    def more(self, call: str) -> Batch:
+        """A call's next events, once there are any; none where the rest is told by :meth:`run`."""
+        return Batch(self._call(call).take())
 
     def stop(self, call: str) -> None:
         """Asks a call to end; it may not even have begun."""
-        self._flag(call).set()
+        self._call(call).stop()
+
+    def _call(self, call: str) -> _Call:
+        """A call that is over, or that runs, or that is still on its way here."""
         with self._lock:
-            work = self._running.get(call)
-        if work is not None:
-            work.wake()
-
-    def begin(self, call: str, request: Request, traceparent: str) -> Batch:
-        """Begins a call; its first events. Errors: see :meth:`more`."""
-        work = _Work(self._body, request, traceparent, self._flag(call))
-        with self._lock:
-            self._running[call] = work
-        self._threads.submit(work.run)
-        return self._next(call, work)
-
-    def more(self, call: str) -> Batch:
-        """A call's next events, once there are any.
-
-        Errors: what it raised, once all that it sent before has been told; the call is over then.
-        """
-        with self._lock:
-            work = self._running.get(call)
-        return Batch((), over=True) if work is None else self._next(call, work)
-
-    def ended(self, call: str) -> None:
-        """Waits until a call has ended, in whatever way; nobody asks for what it sends any more."""
-        with self._lock:
-            work = self._running.pop(call, None)
-        if work is not None:
-            self._flag(call).set()
-            work.wake()
-            work.join()
-            self._forget(call)
-
-    def _next(self, call: str, work: _Work) -> Batch:
-        try:
-            batch = work.take()
-        except BaseException as error:  # noqa: BLE001 - as callers know it
-            self._forget(call)
-            raise self._known(error) from None
-        if batch.over:
-            self._forget(call)
-        return batch
-
-    def _forget(self, call: str) -> None:
-        with self._lock:
-            self._running.pop(call, None)
-            self._stops.pop(call, None)
-
-    def _flag(self, call: str) -> threading.Event:
-        with self._lock:
-            flag = self._stops.setdefault(call, threading.Event())
-            while len(self._stops) > _REMEMBERED:
-                self._stops.popitem(last=False)
-            return flag
+            if call in self._over:
+                return _ENDED
+            return self._open.setdefault(call, _Call())
 
     def _known(self, error: BaseException) -> VoxfleetError:
         """The error as callers know it; one that an engine did not foresee fails this call alone."""
@@ -138,52 +116,42 @@ class Calls:
         )
 
 
-class _Work:
-    """One call's work in a thread, and what it has sent that nobody has taken yet."""
+class _Call:
+    """What one call has sent that nobody has taken yet, and whether it is to end."""
 
-    def __init__(self, body: Body, request: Request, traceparent: str, stop: threading.Event) -> None:
-        self._body = body
-        self._request = request
-        self._traceparent = traceparent
-        self._stop = stop
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self._advance: Advance | None = None
+        self._stopped = False
         self._over = False
-        self._error: BaseException | None = None
 
-    def join(self) -> None:
+    def stop(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._over)
-
-    def wake(self) -> None:
-        with self._changed:
+            self._stopped = True
             self._changed.notify_all()
 
-    def take(self) -> Batch:
-        """What was sent, as soon as there is something; raises what the work raised once that is all."""
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def close(self) -> tuple[Event, ...]:
+        """The rest; there will be no more."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+            return self._taken()
+
+    def take(self) -> tuple[Event, ...]:
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._over)
-            # The last event and the end come together, or nearly so: that spares a question.
-            self._changed.wait_for(lambda: self._over, _LAST_WORD_S)
-            events, self._events = tuple(self._events), []
             self._changed.notify_all()
-            if not events and self._error is not None:
-                raise self._error
-            return Batch(events, self._over and self._error is None)
+            return self._taken()
 
-    def run(self) -> None:
-        error: BaseException | None = None
-        try:
-            with telemetry.span(f"engine {type(self._request).__name__}", traceparent=self._traceparent):
-                self._body.run(self._request, self._emit, self._stop.is_set)
-        except BaseException as caught:  # noqa: BLE001 - raised again for whoever asks
-            error = caught
-        with self._changed:
-            self._over, self._error = True, error
-            self._changed.notify_all()
+    def _taken(self) -> tuple[Event, ...]:
+        events, self._events = tuple(self._events), []
+        return events
 
-    def _emit(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Passes an event on, of many small advances only some; waits for a reader who is far behind."""
         if isinstance(event, Advance):
             sent = self._advance
@@ -191,9 +159,13 @@ class _Work:
                 return
             self._advance = event
         with self._changed:
-            self._changed.wait_for(lambda: len(self._events) < _HELD or self._stop.is_set())
+            self._changed.wait_for(lambda: len(self._events) < _HELD or self._stopped)
             self._events.append(event)
             self._changed.notify_all()
+
+
+_ENDED: Final = _Call()
+_ENDED.close()
 
 
 def stopped_error() -> VoxfleetError:

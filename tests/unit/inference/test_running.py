@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -13,7 +13,9 @@ from services.common import telemetry
 from services.common.errors import FailureClass, Reason, VoxfleetError, invalid
 from services.inference.calls import Advance, Convert, Pcm
 from services.inference.engine.running import _HELD as HELD
-from services.inference.engine.running import Calls, stopped_error
+from services.inference.engine.running import _REMEMBERED as REMEMBERED
+from services.inference.engine.running import Batch, Calls, stopped_error
+from tests.polling import until
 from tests.unit.inference.fakes import facts
 
 REQUEST = Convert("job", None)  # type: ignore[arg-type]
@@ -33,12 +35,15 @@ class Body:
 
 
 def read(calls: Calls, call: str, request=REQUEST, traceparent: str = ""):
-    """A call's events, asked for batch by batch."""
-    batch = calls.begin(call, request, traceparent)
-    yield from batch.events
-    while not batch.over:
-        batch = calls.more(call)
-        yield from batch.events
+    """A call's events, asked for batch by batch while it runs, and its error."""
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(calls.run, call, request, traceparent)
+        while not running.done():
+            yield from calls.more(call).events
+    last = running.result()
+    yield from last.events
+    if last.error is not None:
+        raise last.error
 
 
 def run(work, **settings) -> list:
@@ -59,12 +64,33 @@ def test_events_come_while_the_work_goes_on() -> None:
     assert list(events) == [Pcm(b"2", 1, 0.0)]
 
 
-def test_what_is_over_at_once_takes_one_question() -> None:
+def test_what_nobody_asked_for_is_told_at_the_end() -> None:
+    def work(emit, _stopped) -> None:
+        emit(Pcm(b"1", 1, 0.0))
+        emit(Pcm(b"2", 1, 0.0))
+
+    calls = Calls(Body(work), Reason.CONVERSION_FAILED)
+    assert calls.run("c", REQUEST, "") == Batch((Pcm(b"1", 1, 0.0), Pcm(b"2", 1, 0.0)))
+    assert calls.more("c") == Batch(), "who asks late does not wait"
+
+
+def test_who_asks_before_it_begins_waits_for_it() -> None:
+    calls = Calls(Body(lambda emit, stopped: emit(Pcm(b"1", 1, float(stopped())))), Reason.CONVERSION_FAILED)
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(calls.more, "c")
+        until(lambda: "c" in calls._open)
+        assert not asking.done()
+        told = calls.run("c", REQUEST, "").events
+        assert (*asking.result(10).events, *told) == (Pcm(b"1", 1, 0.0),)
+
+
+def test_calls_that_are_over_leave_nothing_that_grows() -> None:
     calls = Calls(Body(lambda emit, _: emit(Pcm(b"1", 1, 0.0))), Reason.CONVERSION_FAILED)
-    # The work may just not be over when it is asked; once in so many tries it is.
-    batches = [calls.begin(f"c{number}", REQUEST, "") for number in range(50)]
-    assert all(batch.events == (Pcm(b"1", 1, 0.0),) for batch in batches)
-    assert any(batch.over for batch in batches)
+    for number in range(REMEMBERED + 100):
+        calls.run(f"c{number}", REQUEST, "")
+        calls.stop(f"c{number}")
+    assert not calls._open
+    assert len(calls._over) == REMEMBERED
 
 
 def test_a_stop_reaches_the_work_even_before_it_begins() -> None:
@@ -89,10 +115,13 @@ def test_a_reader_that_leaves_ends_the_work() -> None:
         ended.set()
 
     calls = Calls(Body(work), Reason.CONVERSION_FAILED)
-    calls.begin("c", REQUEST, "")
-    calls.ended("c")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(calls.run, "c", REQUEST, "")
+        assert calls.more("c").events
+        calls.stop("c")
+        running.result(10)
     assert ended.is_set()
-    assert calls.more("c").over, "nothing is left of it"
+    assert calls.more("c") == Batch(), "nothing is left of it"
 
 
 def test_work_waits_for_a_reader_who_does_not_read_on() -> None:
@@ -104,16 +133,15 @@ def test_work_waits_for_a_reader_who_does_not_read_on() -> None:
             sent.append(number)
 
     calls = Calls(Body(work), Reason.CONVERSION_FAILED)
-    first = calls.begin("c", REQUEST, "")
-    deadline = time.monotonic() + 30
-    while len(sent) < len(first.events) + HELD:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    assert len(sent) <= len(first.events) + HELD + 1
-    rest = list(first.events)
-    while not (batch := calls.more("c")).over:
-        rest += batch.events
-    assert [event.samples for event in [*rest, *batch.events]] == list(range(1000))
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(calls.run, "c", REQUEST, "")
+        until(lambda: len(sent) >= HELD)
+        assert len(sent) == HELD, "and it goes no further"
+        told: list[int] = []
+        while not running.done():
+            told += [event.samples for event in calls.more("c").events]
+        told += [event.samples for event in running.result().events]
+    assert told == list(range(1000))
 
 
 def test_what_was_sent_before_an_error_is_told_before_it() -> None:
