@@ -43,6 +43,12 @@ _NUMBERS = itertools.count(1)
 _AT_ONCE_S = 0.005
 """A call that takes no longer is asked once."""
 _NODES_S = 10.0
+_BOUNDED_MEMORY = {
+    # Every text has another length: by default a thousand shapes of kernels are kept, and an arena for each
+    # of dozens of threads. Measured at no cost in speed, at 150 MiB less and without slow growth.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,7 @@ class RayExecutor:
                 "env_vars": {
                     "OMP_NUM_THREADS": threads,
                     "MKL_NUM_THREADS": threads,
+                    **_BOUNDED_MEMORY,
                     # Without it an actor that asks for no GPU sees every GPU of the node.
                     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
                 }
