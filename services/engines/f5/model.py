@@ -185,16 +185,25 @@ def _placed(transformer: nn.Module, device: torch.device, dtype: torch.dtype) ->
     """Move the network, with the parts that bfloat16 would spoil left in float32.
 
     Rotary frequencies times positions need more than bfloat16's 8 bits past frame 256; the time
-    embedding multiplies by 1000; the text is embedded once a request and normed over its length.
+    embedding multiplies by 1000; the text is embedded once a request and normed over its length. So is what
+    runs from block to block, to which each adds: rounded there, it would make up most of bfloat16's error.
     """
     transformer.eval().requires_grad_(False).to(device)
     if dtype is torch.float32:
         return transformer
     for name, child in transformer.named_children():
-        if name not in ("rotary_embed", "time_embed", "text_embed"):
+        if name not in ("rotary_embed", "time_embed", "text_embed", "proj_out"):
             child.to(dtype)
     time_embed = transformer.get_submodule("time_embed")
     time_embed.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+    transformer.get_submodule("input_embed").register_forward_hook(
+        lambda _module, _inputs, output: output.float()
+    )
+    for block in transformer.get_submodule("transformer_blocks").children():
+        block.get_submodule("attn").register_forward_pre_hook(
+            lambda _module, inputs, named: (inputs, named | {"x": named["x"].to(dtype)}), with_kwargs=True
+        )
+        block.get_submodule("ff").register_forward_pre_hook(lambda _module, inputs: (inputs[0].to(dtype),))
     return transformer
 
 

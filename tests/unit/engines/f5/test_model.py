@@ -145,9 +145,10 @@ def test_parameters_that_describe_no_network_are_corrupt(copy):
     assert "colour" in corrupt(copy).message
 
 
-def test_half_precision_leaves_positions_and_text_in_float32(bundle):
+def test_half_precision_leaves_positions_text_and_what_blocks_add_to_in_float32(bundle):
     half = model.load(bundle, dtype=torch.bfloat16).transformer
-    assert half.proj_out.weight.dtype is torch.bfloat16
+    assert half.transformer_blocks[0].ff.ff[2].weight.dtype is torch.bfloat16
+    assert half.proj_out.weight.dtype is torch.float32
     assert half.rotary_embed.inv_freq.dtype is torch.float32
     assert half.text_embed.freqs_cis.dtype is torch.float32
 
