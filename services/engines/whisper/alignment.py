@@ -19,7 +19,7 @@ from rapidfuzz.distance import Levenshtein
 from services.common.jobs.tasks import TimedWord
 from services.common.media.resample import resample
 from services.common.media.silence import FRAME_S, audible, frame_levels, silent_runs
-from services.engines.whisper.asr import RATE_HZ, Recogniser
+from services.engines.whisper.asr import RATE_HZ, Recogniser, whisper_language
 from services.engines.whisper.scoring import UNSPACED, words_in
 
 _ANCHOR_LETTERS = 3
@@ -58,12 +58,6 @@ def words_of(
         resample(samples, rate_hz, RATE_HZ), whisper_language(recogniser, language), timed=True
     )
     return timed(text, heard.words, duration_s, silences(samples, rate_hz))
-
-
-def whisper_language(recogniser: Recogniser, language: str) -> str | None:
-    """The ISO 639-1 code of a BCP-47 tag, where Whisper knows it."""
-    primary = re.split("[-_]", language)[0].lower()
-    return primary if primary and recogniser.knows(primary) else None
 
 
 def split(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,3 +118,9 @@ class Recogniser:
             if word.word.strip()
         )
         return Transcript(text, segments, info.language, float(info.language_probability), words)
+
+
+def whisper_language(recogniser: Recogniser, language: str) -> str | None:
+    """The ISO 639-1 code of a BCP-47 tag, where Whisper knows it."""
+    primary = re.split("[-_]", language)[0].lower()
+    return primary if primary and recogniser.knows(primary) else None

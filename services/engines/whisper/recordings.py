@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from services.common.errors import Reason, invalid
 from services.common.jobs.tasks import TimedWord
 from services.common.media.resample import resample
-from services.engines.whisper.alignment import silences, timed, whisper_language
-from services.engines.whisper.asr import RATE_HZ, Recogniser
+from services.engines.whisper.alignment import silences, timed
+from services.engines.whisper.asr import RATE_HZ, Recogniser, whisper_language
 
 STRETCH_S = 15.0
 """What is read in one go, which nothing can stop: seconds of work on a CPU."""

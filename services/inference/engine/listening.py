@@ -14,8 +14,8 @@ from services.common.media.decode import decode
 from services.common.media.resample import resample
 from services.engines.f5.reference import check_sound, prepare
 from services.engines.f5.wording import spoken
-from services.engines.whisper.alignment import silences, timed, whisper_language
-from services.engines.whisper.asr import RATE_HZ, Recogniser
+from services.engines.whisper.alignment import silences, timed
+from services.engines.whisper.asr import RATE_HZ, Recogniser, whisper_language
 from services.engines.whisper.bundle import whisper_base
 from services.engines.whisper.scoring import character_error_rate, word_error_rate, words_in
 from services.inference.calls import Heard, Listen

@@ -17,8 +17,7 @@ from services.common.jobs.model import SpeechQuality
 from services.common.jobs.tasks import QualityGate
 from services.common.media.resample import resample
 from services.engines.similarity import Embedding, SpeakerEncoder, likeness
-from services.engines.whisper.alignment import whisper_language
-from services.engines.whisper.asr import RATE_HZ, Transcript
+from services.engines.whisper.asr import RATE_HZ, Transcript, whisper_language
 from services.engines.whisper.scoring import word_error_rate
 from services.inference.engine.listening import Ear, in_words
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.common.jobs.tasks import TimedWord
 from services.common.media.resample import resample
-from services.engines.whisper.alignment import silences, split, timed, whisper_language, words_of
-from services.engines.whisper.asr import Recogniser
+from services.engines.whisper.alignment import silences, split, timed, words_of
+from services.engines.whisper.asr import Recogniser, whisper_language
 
 SPEECH = Path(__file__).parents[3] / "fixtures" / "speech"
 RATE_HZ = 16_000
