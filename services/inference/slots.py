@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
-from services.inference.model import PoolPlan, Rank, Replica, ReplicaState
+from services.inference.model import PoolPlan, Rank, Replica, ReplicaState, Role
+
+_NATURAL: Final = {Role.F5: (32, 4), Role.RVC: (3, 1)}
+"""On a GPU and on a CPU. There nothing is gained by more texts at once, but what is urgent need not wait for
+a whole one."""
+
+
+def natural_slots(role: Role, *, on_gpu: bool) -> int:
+    """Calls that a replica takes at once where nobody says how many."""
+    return _NATURAL[role][0 if on_gpu else 1]
 
 
 def assign(

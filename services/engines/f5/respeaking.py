@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.common import limits
 from services.common.errors import Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import TimedWord
+from services.common.limits import MAX_RESPOKEN_S
 
-MAX_S = limits.MAX_RESPOKEN_S
 """The longest recording that is spoken anew."""
 PAUSE_S = 0.35
 """A silence of this length parts two phrases."""
@@ -238,13 +237,14 @@ def _too_short(group: Words, slot: _Slot, rate_hz: int) -> VoxfleetError:
     min_s = math.ceil(slot.least / rate_hz * 100) / 100
     return invalid(
         Reason.SLOT_TOO_SHORT,
-        f"“{shown}”, at {start_s:.1f} s, takes this voice between {min_s:g} and {MAX_S:g} s; the recording "
-        f"has {available_s:.2f} s for it: use a voice whose reference is spoken faster, or a slower one",
+        f"“{shown}”, at {start_s:.1f} s, takes this voice between {min_s:g} and {MAX_RESPOKEN_S:g} s; "
+        f"the recording has {available_s:.2f} s for it: use a voice whose reference is spoken faster, "
+        "or a slower one",
         field="audio",
         user_message=f"The voice cannot say this as fast as the recording does: {shown}",
         phrase=shown,
         start_s=f"{start_s:.3f}",
         duration_s=f"{available_s:.3f}",
         min_s=min_s,
-        max_s=MAX_S,
+        max_s=MAX_RESPOKEN_S,
     )

@@ -33,11 +33,10 @@ from services.inference.engine.running import Batch, Body, Calls
 from services.inference.engine.vitals import own_vitals
 from services.inference.health import Vitals
 from services.inference.model import Role
+from services.inference.slots import natural_slots
 
 log = logging.getLogger(__name__)
 
-_SLOTS_ON_GPU, _SLOTS_ON_CPU = 32, 8
-"""As many as an engine ever takes that is not told how many."""
 _THREADS_BESIDE = 8
 _NUMBERS = itertools.count(1)
 _AT_ONCE_S = 0.005
@@ -179,7 +178,7 @@ class RayExecutor:
         handle = self._actor.options(
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
-            max_concurrency=_threads(plan),
+            max_concurrency=_threads(spec.role, plan),
             # A node that Ray has not shown us yet is not known to be drained either: it is left once ready.
             label_selector=not_on([node_id for node_id, name in self._names.items() if name in avoid]),
             max_restarts=0,
@@ -212,12 +211,12 @@ class RayExecutor:
         return self._names.get(node_id, node_id)
 
 
-def _threads(plan: ActorPlan) -> int:
+def _threads(role: Role, plan: ActorPlan) -> int:
     """Of one actor: for each call one that does the work and one that waits for what it sends.
 
     No more than that: Ray wakes a thread at a time, and cold ones are slow.
     """
-    slots = plan.slots or (_SLOTS_ON_GPU if plan.gpus > 0 else _SLOTS_ON_CPU)
+    slots = plan.slots or natural_slots(role, on_gpu=plan.gpus > 0)
     return 2 * slots + _THREADS_BESIDE
 
 

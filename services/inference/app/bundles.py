@@ -19,8 +19,8 @@ from services.engines.bundles import catalogue, packaged
 from services.engines.bundles.imports import import_dir
 from services.engines.bundles.manifest import MANIFEST_FILE, Manifest
 from services.engines.bundles.pull import Hub, pull
-from services.inference.app.languages import primary
 from services.inference.calls import EngineSpec
+from services.inference.languages import primary
 from services.inference.model import Role
 from services.inference.ports import Catalog
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
@@ -34,15 +33,15 @@ from services.common.jobs.tasks import (
 from services.common.jobs.worker import Attempt
 from services.inference import metrics
 from services.inference.app.bundles import Bundles
-from services.inference.app.languages import bundle_for, first_allowed, language_of
 from services.inference.app.licences import TeamLicences
 from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
+from services.inference.app.seeds import seeded
 from services.inference.calls import Advance, Convert, EngineFacts, Made, Request, Respeak, Speak
+from services.inference.languages import bundle_for, first_allowed, language_of
 from services.inference.model import Rank
 
 T = TypeVar("T")
-Speakable = TypeVar("Speakable", SpeakTask, RespeakTask)
 
 # Where each phase begins and ends, in percent of a job.
 _SPANS = {
@@ -124,11 +123,12 @@ class Jobs:
             return Released("trainings have the GPUs just now")
 
     async def _speak(self, attempt: Attempt, task: SpeakTask) -> Succeeded:
-        seeded, allowed = _seeded(task), await self._licences.allowed(task.team)
+        asked = task.model_copy(update={"parameters": seeded(task.parameters)})
+        allowed = await self._licences.allowed(task.team)
 
         def speak(facts: EngineFacts) -> Request:
-            bundle_for(language_of(task.parameters.language, task.voice.languages), facts, allowed)
-            return Speak(attempt.lease.job, seeded, allowed)
+            bundle_for(language_of(task.parameters, task.voice), facts, allowed)
+            return Speak(attempt.lease.job, asked, allowed)
 
         made = await self._made(self._f5, speak, Rank.BATCH, attempt)
         return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
@@ -139,7 +139,8 @@ class Jobs:
         return _succeeded(made, "rvc", task.voice.name, _name_of(task.audio), task.audio.name)
 
     async def _respeak(self, attempt: Attempt, task: RespeakTask) -> Succeeded:
-        seeded, allowed = _seeded(task), await self._licences.allowed(task.team)
+        asked = task.model_copy(update={"parameters": seeded(task.parameters)})
+        allowed = await self._licences.allowed(task.team)
 
         def respeak(facts: EngineFacts) -> Request:
             # What is said there is judged once it has been heard; what was announced, at once.
@@ -147,7 +148,7 @@ class Jobs:
                 bundle_for(task.parameters.language, facts, allowed)
             else:
                 first_allowed(facts.speaking, allowed)
-            return Respeak(attempt.lease.job, seeded, allowed)
+            return Respeak(attempt.lease.job, asked, allowed)
 
         made = await self._made(self._f5, respeak, Rank.CONVERSION, attempt)
         return _succeeded(made, "f5", task.voice.name, _name_of(task.audio), task.audio.name)
@@ -193,20 +194,8 @@ class Jobs:
             self._running[kind] -= 1
 
 
-def _seeded(task: Speakable) -> Speakable:
-    """The task with a seed, chosen here and not by the engine: a second try then says the same."""
-    if task.parameters.seed:
-        return task
-    return task.model_copy(update={"parameters": task.parameters.model_copy(update={"seed": new_seed()})})
-
-
 def _name_of(audio: SourceAudio) -> str:
     return audio.display_name or audio.name.rpartition("/")[2]
-
-
-def new_seed() -> int:
-    """A seed for a request that names none: never 0, which would mean so again."""
-    return secrets.randbelow(2**31 - 1) + 1
 
 
 async def _until_stopped(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:

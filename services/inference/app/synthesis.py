@@ -14,10 +14,10 @@ from services.common import limits, telemetry
 from services.common.errors import Reason, VoxfleetError, internal, invalid, not_built
 from services.common.jobs.tasks import F5Voice, Pronunciation, SpeakingParameters
 from services.inference import metrics
-from services.inference.app.jobs import new_seed
-from services.inference.app.languages import bundle_for, language_of
 from services.inference.app.pool import Pool
+from services.inference.app.seeds import seeded
 from services.inference.calls import Closed, EngineFacts, Opened, Pcm, Request, StreamSpeech, Weights
+from services.inference.languages import bundle_for, language_of
 from services.inference.model import Rank
 from services.inference.ports import Catalog, Usage
 
@@ -174,10 +174,7 @@ class Synthesis:
         pronunciations: tuple[Pronunciation, ...],
         allowed: Sequence[str],
     ) -> StreamSpeech:
-        parameters = request.parameters
-        if not parameters.seed:
-            # Chosen here and not by the engine, so that a second try says the same.
-            parameters = parameters.model_copy(update={"seed": new_seed()})
+        parameters = seeded(request.parameters)
         return StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations, tuple(allowed))
 
     async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
@@ -194,7 +191,7 @@ class Synthesis:
 
     async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         def make(facts: EngineFacts) -> Request:
-            bundle_for(language_of(asked.parameters.language, asked.voice.languages), facts, asked.allowed)
+            bundle_for(language_of(asked.parameters, asked.voice), facts, asked.allowed)
             return asked
 
         async with self._pool.call(make, Rank.INTERACTIVE) as running:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 from services.common.errors import Reason, invalid
-from services.inference.app.languages import speakers
 from services.inference.calls import EngineFacts
+from services.inference.languages import speakers
 
 # Typographic forms that F5's reader turns into plain ones before it looks them up.
 _FOLDED = frozenset(";“”‘’")

@@ -161,7 +161,6 @@ class Watch:
             if error.reason is Reason.WORKER_LOST:
                 log.warning("%s replica %d is lost: %s", self._role, member.number, error.message)
                 self._lost(member)
-                self._changed()
                 return
             why = error.message
         finally:

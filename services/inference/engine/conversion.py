@@ -38,6 +38,7 @@ from services.inference.engine.blobs import (
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.running import Emit, Stopped
 from services.inference.model import Role
+from services.inference.slots import natural_slots
 from services.inference.tags import provenance_tags
 
 _PROBE_SAMPLES = CONTENT_RATE_HZ // 2
@@ -89,7 +90,7 @@ class ConversionBody:
             role=Role.RVC,
             weights=Weights("rvc", trained=True, licence=""),
             device=device,
-            slots=limits.slots or (3 if device == "cuda" else 1),
+            slots=limits.slots or natural_slots(Role.RVC, on_gpu=device == "cuda"),
             node=socket.gethostname(),
             pid=os.getpid(),
         )

@@ -139,12 +139,12 @@ def seed_of_try(seed: int, number: int) -> int:
         number: from 1.
 
     Returns:
-        1 to 2**31 - 1.
+        1 to ``limits.MAX_SEED``.
     """
     if number == 1:
         return seed
     digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % (2**31 - 1) + 1
+    return int.from_bytes(digest[:8], "big") % limits.MAX_SEED + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import RespeakTask
+from services.common.limits import MAX_RESPOKEN_S
 from services.common.media.decode import decode
 from services.common.media.resample import resample
 from services.engines.f5 import respeaking
@@ -20,11 +21,11 @@ from services.engines.f5.planning import MIN_SLOT_S, RATE_HZ, Plan, Reference, S
 from services.engines.f5.respeaking import Phrase
 from services.engines.f5.synthesis import F5Model
 from services.engines.whisper.recordings import Heard, listen
-from services.inference.app.languages import bundle_for
 from services.inference.calls import Advance, EngineFacts
 from services.inference.engine.blobs import fetch
 from services.inference.engine.listening import Ear
 from services.inference.engine.running import Emit, Stopped, stopped_error
+from services.inference.languages import bundle_for
 from services.inference.model import Rank
 
 _TOGETHER = 16
@@ -184,13 +185,13 @@ class Respeaking:
 
 def _check_length(duration_s: float) -> None:
     """Errors: AUDIO_TOO_LONG with ``duration_s`` and ``max_duration_s``."""
-    if duration_s > respeaking.MAX_S:
+    if duration_s > MAX_RESPOKEN_S:
         raise invalid(
             Reason.AUDIO_TOO_LONG,
-            f"engine f5 converts at most {respeaking.MAX_S:g} s at once; this recording has {duration_s:.1f}",
+            f"engine f5 converts at most {MAX_RESPOKEN_S:g} s at once; this recording has {duration_s:.1f}",
             field="audios",
             duration_s=f"{duration_s:.3f}",
-            max_duration_s=respeaking.MAX_S,
+            max_duration_s=MAX_RESPOKEN_S,
         )
 
 

@@ -23,7 +23,6 @@ from services.engines.f5.planning import RATE_HZ
 from services.engines.f5.reference import MAX_S
 from services.engines.f5.wording import spoken
 from services.engines.whisper.alignment import words_of
-from services.inference.app.languages import bundle_for, language_of
 from services.inference.calls import (
     Advance,
     Closed,
@@ -50,16 +49,14 @@ from services.inference.engine.quality import Judge
 from services.inference.engine.respeaking import Respeaking
 from services.inference.engine.running import Emit, Stopped, stopped_error
 from services.inference.engine.voicing import Asked, Piece, Voicing
+from services.inference.languages import bundle_for, language_of
 from services.inference.model import Rank, Role
+from services.inference.slots import natural_slots
 from services.inference.tags import provenance_tags
 
 log = logging.getLogger(__name__)
 
 Samples = NDArray[np.float32]
-
-_GPU_SLOTS = 32
-_CPU_SLOTS = 4
-"""On a CPU nothing is gained by more at once, but what is urgent need not wait for a whole text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +115,11 @@ class SpeechBody:
         self._bundles = {bundle.weights.name: bundle for bundle in [self._load(spec.bundle)]}
         broken = tuple(self._load_more(spec.more))
         speaking = tuple(bundle.speaking for bundle in self._bundles.values())
-        on_gpu = self._device == "cuda"
         self.facts = EngineFacts(
             role=Role.F5,
             weights=speaking[0].weights,
             device=self._device,
-            slots=limits.slots or (_GPU_SLOTS if on_gpu else _CPU_SLOTS),
+            slots=limits.slots or natural_slots(Role.F5, on_gpu=self._device == "cuda"),
             node=socket.gethostname(),
             pid=os.getpid(),
             speaking=speaking,
@@ -177,7 +173,7 @@ class SpeechBody:
 
     def _stream(self, request: StreamSpeech, emit: Emit, stopped: Stopped) -> None:
         emit(Advance("fetch"))
-        bundle = self._bundle(_language(request), request.allowed)
+        bundle = self._bundle(language_of(request.parameters, request.voice), request.allowed)
         rate_hz = request.rate_hz or RATE_HZ
         stream = self._voicing(bundle).stream(_asked(bundle, request, Rank.INTERACTIVE), rate_hz, stopped)
         with closing(cast("Generator[Piece]", stream.pieces())) as pieces:
@@ -192,7 +188,7 @@ class SpeechBody:
     def _speak(self, request: Speak, emit: Emit, stopped: Stopped) -> None:
         task = request.task
         emit(Advance("fetch"))
-        bundle = self._bundle(_language(task), request.allowed)
+        bundle = self._bundle(language_of(task.parameters, task.voice), request.allowed)
         asked = _asked(bundle, task, Rank.BATCH)
         emit(Advance("speak"))
         made = self._voicing(bundle).whole(asked, stopped)
@@ -259,10 +255,6 @@ class SpeechBody:
             advance=lambda phase, share: emit(Advance(phase, share)),
             marking=self._marking,
         )
-
-
-def _language(what: StreamSpeech | SpeakTask) -> str:
-    return language_of(what.parameters.language, what.voice.languages)
 
 
 def _asked(bundle: LoadedBundle, what: StreamSpeech | SpeakTask, rank: Rank) -> Asked:

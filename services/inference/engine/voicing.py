@@ -21,6 +21,7 @@ from services.inference.engine.listening import Ear
 from services.inference.engine.marking import Marking
 from services.inference.engine.quality import Judge, best_of, judges
 from services.inference.engine.running import Stopped
+from services.inference.languages import language_of
 
 Samples = NDArray[np.float32]
 
@@ -50,7 +51,7 @@ class Asked:
     @property
     def language(self) -> str:
         """BCP-47: what was asked for, else the voice's own, else the default; empty where none says."""
-        return self.parameters.language or next(iter(self.voice.languages), self.default_language)
+        return language_of(self.parameters, self.voice) or self.default_language
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ import json
 
 from services.common import names
 from services.common.errors import Reason, invalid
-from services.common.jobs.model import (
-    StopKind,
-)
+from services.common.jobs.model import StopKind
 from services.common.jobs.wire import blob_from_proto, blob_to_proto, words_from_proto
 from services.metadata.app.audios import Audios
 from services.metadata.app.bundles import Bundles

@@ -3,9 +3,11 @@
 import pytest
 
 from services.common.errors import Reason, VoxfleetError
-from services.inference.app.languages import bundle_for, language_of
+from services.common.jobs.tasks import SpeakingParameters
 from services.inference.calls import EngineFacts, Speaking, Weights
+from services.inference.languages import bundle_for, language_of
 from services.inference.model import Role
+from tests.unit.inference.fakes import VOICE
 
 
 def speaking(name: str, *languages: str, licence: str = "MIT") -> Speaking:
@@ -63,4 +65,5 @@ def test_a_licence_that_is_not_allowed_is_refused_by_name(language, named):
     ("asked", "of_voice", "language"), [("de", ("en",), "de"), ("", ("en", "de"), "en"), ("", (), "")]
 )
 def test_a_request_goes_before_its_voice(asked, of_voice, language):
-    assert language_of(asked, of_voice) == language
+    voice = VOICE.model_copy(update={"languages": of_voice})
+    assert language_of(SpeakingParameters(language=asked), voice) == language

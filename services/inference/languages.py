@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.common.errors import Reason, invalid
+from services.common.jobs.tasks import F5Voice, SpeakingParameters
 from services.common.licences import check_licence, is_allowed
 from services.inference.calls import EngineFacts, Speaking
 
 
-def language_of(asked: str, of_voice: Sequence[str]) -> str:
+def language_of(parameters: SpeakingParameters, voice: F5Voice) -> str:
     """BCP-47: what a request asks for, else the voice's own first; empty where neither says."""
-    return asked or next(iter(of_voice), "")
+    return parameters.language or next(iter(voice.languages), "")
 
 
 def bundle_for(language: str, facts: EngineFacts, allowed: Sequence[str] = ()) -> Speaking:
