@@ -150,24 +150,18 @@ def test_a_full_queue_is_refused_with_a_time(fleet: Fleet) -> None:
     stub = fleet.stub()
     running = stub.Synthesize(slow, metadata=fleet.headers(), timeout=300)
     assert next(running).HasField("header")
-    waiting = stub.Synthesize(slow, metadata=fleet.headers(), timeout=300)
-    errors = []
-    # The second waits; the third finds the queue of one taken, as soon as the second has arrived.
-    until(lambda: _is_refused(fleet, slow, errors), 30.0)
-    assert errors[0].reason == "QUEUE_FULL"
-    assert errors[0].retry_after_s >= 1.0
-    running.cancel()
-    waiting.cancel()
-
-
-def _is_refused(fleet: Fleet, request: synthesis_pb2.SynthesizeRequest, errors: list) -> bool:
-    try:
-        list(fleet.stub().Synthesize(request, metadata=fleet.headers(), timeout=1.0))
-    except grpc.RpcError as error:
-        found = from_rpc_error(error)
-        if found.reason == "QUEUE_FULL":
-            errors.append(found)
-    return bool(errors)
+    # Of the next two, whichever comes first waits, and the queue of one is taken.
+    others = [stub.Synthesize(slow, metadata=fleet.headers(), timeout=300) for _ in range(2)]
+    until(lambda: any(call.done() for call in others), 60.0)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(next(call for call in others if call.done()))
+    error = from_rpc_error(caught.value)
+    assert error.reason == "QUEUE_FULL"
+    assert error.retry_after_s is not None
+    assert error.retry_after_s >= 1.0
+    assert not all(call.done() for call in others)
+    for call in (running, *others):
+        call.cancel()
 
 
 def test_a_dead_replica_is_replaced_and_its_request_goes_on(fleet: Fleet) -> None:
