@@ -195,10 +195,6 @@ def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
     if not re.fullmatch(rf"[A-Za-z0-9._-]{{0,{MAX_WORD}}}", p.gpu_type):
         checks.wrong("parameters.gpu_type", f"has at most {MAX_WORD} of A-Za-z0-9._-, such as H200")
     _check_waiting(request, checks)
-    if p.gpus > 1:
-        checks.wrong(
-            "parameters.gpus", "training over several GPUs is not built yet", Reason.FEATURE_NOT_BUILT
-        )
 
 
 def _synthesize(request: synthesis_pb2.SynthesizeRequest, checks: Checks) -> None:

@@ -63,7 +63,12 @@ async def main(settings: TrainerSettings, s3: S3Settings) -> int:
         ),
         StoredWorkFiles(open_store()),
         GrpcBundles(channel),
-        limits=Limits(place_s=settings.gpu_wait_s, yield_s=settings.yield_s, shutdown_s=settings.shutdown_s),
+        limits=Limits(
+            place_s=settings.gpu_wait_s,
+            yield_s=settings.yield_s,
+            shutdown_s=settings.shutdown_s,
+            stall_s=settings.stall_s,
+        ),
         virtual_gpus=settings.virtual_gpus,
         checkpoint_s=settings.checkpoint_s,
     )

@@ -65,6 +65,9 @@ CURVE_POINTS = 1000
 _FULL_STEPS = 6000
 _FULL_EPOCHS = (100, 800)
 _CURVE_ENDS = 5
+_JUDGEMENTS = 40
+_JUDGE_EVERY = 25
+_PATIENCE = 14
 
 
 def percent(phase: Phase, share: float) -> float:
@@ -110,6 +113,7 @@ class Recipe:
     Args:
         bounded: whether steps are bounded because nobody asked for a number of them.
         checkpoint_s: between checkpoints, where ``save_every`` (epochs) is 0.
+        micro_batch: rows that a GPU takes at once, where memory did not do for a batch; 0 is all of them.
     """
 
     preset: str
@@ -124,6 +128,7 @@ class Recipe:
     checkpoint_s: float
     seed: int
     gpus: int
+    micro_batch: int = 0
 
 
 def settle(wish: Wish, *, virtual_gpus: bool, has_contentvec: bool, checkpoint_s: float = 0.0) -> Recipe:
@@ -179,7 +184,8 @@ def schedule(recipe: Recipe, slices: int) -> Schedule:
     if recipe.epochs:
         epochs = recipe.epochs
     elif recipe.bounded:
-        epochs = -(-recipe.max_steps // a_pass)
+        # A ninth more than the slices need: up to a tenth of them is held out, and the steps are the bound.
+        epochs = -(-recipe.max_steps * 10 // (a_pass * 9))
     else:
         low, high = _FULL_EPOCHS
         epochs = min(max(-(-_FULL_STEPS // a_pass), low), high)
@@ -187,8 +193,27 @@ def schedule(recipe: Recipe, slices: int) -> Schedule:
 
 
 def scaled(recipe: Recipe, batch_scale: float) -> Recipe:
-    """The recipe with that share of its batch, at least 1, as the ledger asks for after a lack of memory."""
-    return replace(recipe, batch_size=max(1, round(recipe.batch_size * min(batch_scale, 1.0))))
+    """The recipe that takes that share of its batch at once, as the ledger asks for after a lack of memory.
+
+    The batch stays as large: gradients of its parts are added up.
+    """
+    if batch_scale >= 1.0:
+        return recipe
+    each = -(-recipe.batch_size // recipe.gpus)
+    return replace(recipe, micro_batch=max(1, round(each * batch_scale)))
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How often what is held out is judged, in steps, and after how many that are no better training ends."""
+
+    every: int
+    patience: int
+
+
+def judging(total_steps: int) -> Judging:
+    """About forty in all, none before 25 steps; a third of them without a better one is the end."""
+    return Judging(max(_JUDGE_EVERY, total_steps // _JUDGEMENTS), _PATIENCE)
 
 
 def slices_key(audios_sha256: Sequence[str], recipe: Recipe) -> str:

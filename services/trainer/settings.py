@@ -33,4 +33,7 @@ class TrainerSettings(ServiceSettings):
         120.0, gt=0, description="how long a training waits for its GPU before it is given back"
     )
     yield_s: float = Field(60.0, gt=0, description="how long a training may save when it makes room")
+    stall_s: float = Field(
+        600.0, gt=0, description="without a step, after which a training's process counts as hung"
+    )
     shutdown_s: float = Field(12.0, gt=0, description="how long trainings may save when this process stops")

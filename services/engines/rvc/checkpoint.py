@@ -11,12 +11,15 @@ from torch import Tensor
 from services.common.errors import Kind, Reason, VoxfleetError
 from services.engines.rvc.config import ModelConfig
 from services.engines.rvc.discriminator import Discriminator
+from services.engines.rvc.heldout import Best
 from services.engines.rvc.state import State, TrainParams, assemble
 from services.engines.rvc.synthesizer import Synthesizer
 from services.engines.rvc.tensors import TensorsCorruptError, load_tensors, save_tensors
 
 _FORMAT = "voxfleet-rvc-checkpoint"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 knew of no held-out slices and no rollbacks."""
 
 
 def save_checkpoint(path: Path, state: State) -> str:
@@ -26,6 +29,7 @@ def save_checkpoint(path: Path, state: State) -> str:
         **_prefixed("d", state.discriminator.state_dict()),
         **_moments("optimizer_g", state.optimizer_g),
         **_moments("optimizer_d", state.optimizer_d),
+        **_prefixed("best", state.best.weights if state.best else {}),
     }
     header = {
         "format": _FORMAT,
@@ -37,6 +41,10 @@ def save_checkpoint(path: Path, state: State) -> str:
         # With the seed among the parameters, the step is the state of every random generator.
         "step": state.step,
         "scaler": state.scaler.state_dict(),
+        "micro_batch": state.micro_batch,
+        "rollbacks": state.rollbacks,
+        "best": {"step": state.best.step, "error": state.best.error} if state.best else None,
+        "unimproved": state.unimproved,
     }
     return save_tensors(path, tensors, header)
 
@@ -50,7 +58,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> State:
     """
     try:
         tensors, header = load_tensors(path)
-        if header.get("format") != _FORMAT or header.get("version") != _VERSION:
+        if header.get("format") != _FORMAT or header.get("version") not in _READABLE:
             raise TensorsCorruptError(f"{path.name} is no checkpoint of version {_VERSION}")
         return _restore(tensors, header, device)
     except (TensorsCorruptError, FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -75,6 +83,10 @@ def _restore(tensors: dict[str, Tensor], header: dict[str, Any], device: str) ->
     if state.scaler.is_enabled() and header["scaler"]:
         state.scaler.load_state_dict(header["scaler"])
     state.epoch, state.position, state.step = header["epoch"], header["position"], header["step"]
+    state.micro_batch, state.rollbacks = header.get("micro_batch", 0), header.get("rollbacks", 0)
+    if best := header.get("best"):
+        state.best = Best(int(best["step"]), float(best["error"]), _unprefixed("best", tensors))
+    state.unimproved = header.get("unimproved", 0)
     return state
 
 

@@ -1,4 +1,4 @@
-"""What training reads: features of every slice, held in host memory, and batches cut from them."""
+"""What training reads: the features of every slice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.engines.rvc import f0 as pitch
@@ -156,43 +155,6 @@ def slice_features(
     content = encoder.encode(samples_16k)[: (frames + 1) // 2]
     frames = min(frames, 2 * len(content))
     return SliceFeatures(content, f0.track(samples_16k, frames), fit_length(samples, frames * config.hop))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Slices padded with zeros to the longest.
-
-    Args:
-        content: ``[batch, frames, width]`` at 100 Hz; pitch, f0_hz: ``[batch, frames]``;
-            samples: ``[batch, frames * hop]``; lengths: ``[batch]`` in frames.
-    """
-
-    content: Tensor
-    pitch: Tensor
-    f0_hz: Tensor
-    samples: Tensor
-    lengths: Tensor
-
-
-def make_batch(slices: Sequence[SliceFeatures], hop: int, device: torch.device) -> Batch:
-    """Pad, and bring to the device."""
-    frames = max(part.frames for part in slices)
-    # An even number of frames, so that each content feature fills two.
-    frames += frames % 2
-    width = slices[0].content.shape[1]
-    content = np.zeros((len(slices), frames // 2, width), np.float32)
-    f0_hz = np.zeros((len(slices), frames), np.float32)
-    samples = np.zeros((len(slices), frames * hop), np.float32)
-    for row, part in enumerate(slices):
-        content[row, : len(part.content)] = part.content
-        f0_hz[row, : part.frames] = part.f0_hz
-        samples[row, : len(part.samples)] = part.samples
-    on_device = [
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (content, pitch.coarse(f0_hz), f0_hz, samples)
-    ]
-    lengths = torch.tensor([part.frames for part in slices], device=device)
-    return Batch(on_device[0].repeat_interleave(2, dim=1), on_device[1], on_device[2], on_device[3], lengths)
 
 
 def _corrupt(why: str) -> VoxfleetError:

@@ -14,12 +14,14 @@ and for conversion ``load_voice`` and ``convert``. No call touches the network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from services.engines.rvc import preprocess, retrieval, voice
 from services.engines.rvc.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +35,7 @@ from services.engines.rvc.retrieval import Retrieval
 from services.engines.rvc.state import State, TrainParams, new_state
 from services.engines.rvc.stopping import ShouldStop, never
 from services.engines.rvc.training import (
+    End,
     TrainProgress,
     TrainResult,
     steps_per_epoch,
@@ -43,6 +46,7 @@ from services.engines.rvc.voice import VoiceFacts, load_voice
 __all__ = [
     "ContentSources",
     "ConvertParams",
+    "End",
     "FeatureSet",
     "ModelConfig",
     "Retrieval",
@@ -103,7 +107,7 @@ def save_voice(
     *,
     last: TrainProgress | None = None,
 ) -> VoiceFacts:
-    """Write what was trained as a voice; ``directory`` must not exist.
+    """Write what was trained as a voice, its best weights where any were judged; no ``directory`` may exist.
 
     Args:
         directory: where to.
@@ -112,7 +116,7 @@ def save_voice(
         index: the retrieval index, where there is one.
         last: the final progress of the run, recorded in ``voice.json``.
     """
-    training = {
+    training: dict[str, Any] = {
         "epochs": state.epoch,
         "steps": state.step,
         "audio_s": round(features.duration_s, 2),
@@ -120,5 +124,10 @@ def save_voice(
         "params": state.params.to_dict(),
         "last": asdict(last) if last is not None else None,
     }
+    weights: Mapping[str, Tensor] = state.synthesizer.state_dict()
+    if state.best is not None:
+        # What did best on what it never saw; the last weights may know the recordings by heart.
+        training |= {"best_step": state.best.step, "mel_error": round(state.best.error, 4)}
+        weights = state.best.weights
     facts = VoiceFacts(state.config, features.content_encoder, features.f0_method, training)
-    return voice.save_voice(directory, facts, state.synthesizer.state_dict(), index)
+    return voice.save_voice(directory, facts, weights, index)

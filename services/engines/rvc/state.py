@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from services.common.errors import Reason, invalid
 from services.engines.rvc.config import ModelConfig
 from services.engines.rvc.discriminator import Discriminator
+from services.engines.rvc.heldout import Best
 from services.engines.rvc.synthesizer import Synthesizer
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,13 +23,20 @@ class TrainParams:
 
     Args:
         epochs: passes over the slices.
+        max_steps: ends after so many steps at the latest; 0 is no bound.
         precision: ``auto`` is bf16 where a GPU has it, fp16 on older GPUs, fp32 on a CPU.
         mel_weight, kl_weight, feature_weight: of the generator's losses.
+        micro_batch: rows that a GPU takes at once; gradients of a batch's parts are added up, so that a
+            small memory changes nothing but the time. 0 is all of them.
+        validate_steps: how often what is held out is judged; 0 is never.
+        patience: judgements without a better one, after which training ends; 0 is never.
+        compile: whether the decoder and the critics are compiled (CUDA alone).
         checkpoint_steps, checkpoint_s: how often ``on_checkpoint`` is called; 0 is never.
         progress_s: at most how often ``on_progress`` is called; 0 is every step.
     """
 
     epochs: int = 200
+    max_steps: int = 0
     batch_size: int = 8
     learning_rate: float = 1e-4
     seed: int = 0
@@ -40,6 +48,10 @@ class TrainParams:
     mel_weight: float = 45.0
     kl_weight: float = 1.0
     feature_weight: float = 2.0
+    micro_batch: int = 0
+    validate_steps: int = 0
+    patience: int = 0
+    compile: bool = False
     checkpoint_steps: int = 0
     checkpoint_s: float = 0.0
     progress_s: float = 1.0
@@ -62,7 +74,12 @@ class TrainParams:
 class State:
     """Everything that training carries from one step to the next.
 
-    ``position`` counts slices of this epoch already seen: a resumed run may use another batch size.
+    Args:
+        position: slices of this epoch already seen: a resumed run may use another batch size.
+        micro_batch: rows at once, where memory did not do for what was asked; 0 is as asked.
+        rollbacks: how often a loss was no number. Each halves the learning rate and draws other numbers.
+        best: what did best on what is held out, once that was judged.
+        unimproved: judgements since then.
     """
 
     config: ModelConfig
@@ -76,6 +93,10 @@ class State:
     epoch: int = 0
     position: int = 0
     step: int = 0
+    micro_batch: int = 0
+    rollbacks: int = 0
+    best: Best | None = None
+    unimproved: int = 0
 
 
 def new_state(
@@ -128,6 +149,15 @@ def assemble(
         )
         for model in (synthesizer, discriminator)
     )
+    if on_cuda:
+        # What is decoded has one length, so the search for the fastest kernels pays off at once.
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if params.compile and on_cuda:
+        # In place: a wrapper would rename the parameters.
+        synthesizer.dec.compile()
+        discriminator.compile()
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_type(params, device) == torch.float16)
     return State(config, params, device, synthesizer, discriminator, optimizer_g, optimizer_d, scaler)
 

@@ -12,12 +12,15 @@ from typing import TypeVar
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
 from services.common.jobs.model import AttemptStopped, Checkpoint, StopKind
 from services.common.jobs.worker import Attempt
+from services.trainer.model import Phase
 from services.trainer.ports import RunningStage
 from services.trainer.stage import Result, Snapshot
 
 log = logging.getLogger(__name__)
 
 _STOPPING_POLL_S = 0.2
+_STEPPING = (Phase.F0, Phase.FEATURES, Phase.TRAIN)
+"""Phases that count what they do: of others, a long silence says nothing."""
 _T = TypeVar("_T")
 
 
@@ -32,6 +35,7 @@ class Limits:
         yield_s: for a stage to save a checkpoint when it must make room.
         shutdown_s: the same when this process stops, which whoever stops it does not wait for so long.
         silence_s: without an answer, after which a stage counts as lost.
+        stall_s: without a step, after which a stage that counts steps counts as hung.
     """
 
     poll_s: float = 1.0
@@ -40,6 +44,7 @@ class Limits:
     yield_s: float = 60.0
     shutdown_s: float = 12.0
     silence_s: float = 60.0
+    stall_s: float = 600.0
 
 
 async def unless_stopped(attempt: Attempt, work: Awaitable[_T], timeout_s: float | None = None) -> _T:
@@ -93,6 +98,8 @@ class Follower:
         self._acknowledged = 0
         self._stop_by_s: float | None = None
         self._heeded: StopKind | None = None
+        self._stepped_s = time.monotonic()
+        self._place: tuple[Phase, int] | None = None
 
     async def result(self) -> Result:
         """The stage's result, once everything that it saved is recorded.
@@ -105,6 +112,7 @@ class Follower:
             snapshot = await self._poll()
             if snapshot is not None:
                 self._observe(snapshot)
+                self._watch_steps(snapshot)
                 recorded = await self._record(snapshot)
                 if snapshot.error is not None and recorded:
                     raise self._failure(snapshot.error)
@@ -112,6 +120,21 @@ class Follower:
                     return snapshot.result
             await self._heed_stop()
             await self._pause()
+
+    def _watch_steps(self, snapshot: Snapshot) -> None:
+        """Raises WORKER_LOST where a step hangs: a GPU may do so for ever, and its process still answers."""
+        now_s, place = time.monotonic(), (snapshot.phase, snapshot.step)
+        if place != self._place or snapshot.phase not in _STEPPING or self._stop_by_s is not None:
+            self._stepped_s, self._place = now_s, place
+        elif now_s - self._stepped_s >= self._limits.stall_s and not (snapshot.result or snapshot.error):
+            raise VoxfleetError(
+                Reason.WORKER_LOST,
+                f"phase {snapshot.phase.value} hangs: no step after {snapshot.step} "
+                f"for {self._limits.stall_s:g} s",
+                kind=Kind.UNAVAILABLE,
+                metadata={"step": snapshot.step},
+                failure=FailureClass.NODE,
+            )
 
     def _failure(self, error: VoxfleetError) -> Exception:
         """The stage's error, unless it is but the echo of a stop."""

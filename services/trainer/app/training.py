@@ -87,6 +87,7 @@ class Training:
         self._seen_s = 0.0
         self._steps = self._fallbacks = 0
         self._retrained = False
+        self._ended = False
         self._held_since_s = 0.0
         self.gpus_held = 0
         self.gpus_claimed = 0
@@ -143,6 +144,7 @@ class Training:
                     return Released(self._saved_words())
                 case Trained():
                     trained, spec = result, replace(spec, features=result.features)
+                    self._ended = True
                 case Published():
                     return await self._succeeded(spec, trained, result)
         raise AssertionError("a training ends with its voice")
@@ -178,16 +180,18 @@ class Training:
     def _scaled(self, recipe: model.Recipe) -> model.Recipe:
         """The recipe with what share of its batch the ledger lets this attempt have."""
         scaled = model.scaled(recipe, self._attempt.lease.batch_scale)
-        if scaled.batch_size != recipe.batch_size:
-            self._batch_note = f"batches of {scaled.batch_size}, not {recipe.batch_size}: memory did not do"
+        if scaled.micro_batch:
+            self._batch_note = (
+                f"batches of {recipe.batch_size} in parts of {scaled.micro_batch}: memory did not do for more"
+            )
         return scaled
 
     def _facts(self, spec: StageSpec) -> Facts:
         newest = self._checkpoints[0] if self._checkpoints else None
-        finished = (
-            newest is not None
-            and spec.schedule is not None
-            and spec.schedule.finished(epoch=newest.epoch, step=newest.step)
+        # Training may end before its schedule does, where it got no better.
+        finished = newest is not None and (
+            self._ended
+            or (spec.schedule is not None and spec.schedule.finished(epoch=newest.epoch, step=newest.step))
         )
         return Facts(spec.prepared is not None, spec.features is not None, finished)
 
@@ -196,7 +200,7 @@ class Training:
         corrupt = spec.stage is Stage.PUBLISH and error.reason is Reason.CHECKPOINT_CORRUPT
         # Once: a store that damages everything would have us train for ever.
         if corrupt and self._checkpoints and not self._retrained:
-            self._retrained = True
+            self._retrained, self._ended = True, False
             lost = self._checkpoints.pop(0)
             metrics.FALLBACKS.inc()
             self._tell(
@@ -216,6 +220,9 @@ class Training:
         figures = {"steps": float(newest.step), "epochs": float(newest.epoch)}
         if trained and trained.resumed_step:
             figures["resumed_step"] = float(trained.resumed_step)
+        best = curve[-1][1] if curve else {}
+        if best.get("best_step"):
+            figures |= {name: round(best[name], 4) for name in ("best_mel_error", "best_step")}
         for name in _LOSSES:
             start, end = model.curve_ends(curve, name)
             figures |= {f"{name}_start": round(start, 4), f"{name}_end": round(end, 4)}

@@ -1,9 +1,10 @@
-"""TRAIN: content features, then steps to the schedule's end, with checkpoints. The one stage with GPUs."""
+"""TRAIN: content features, then steps to the end, with checkpoints. The one stage with GPUs."""
 
 from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -12,18 +13,21 @@ from services.common.artifacts.model import work_key
 from services.common.errors import Kind, Reason, VoxfleetError, internal
 from services.common.jobs.model import Checkpoint
 from services.common.jobs.tasks import Blob
-from services.trainer import records
+from services.trainer import model, records
 from services.trainer.model import Curve, Phase
 from services.trainer.stage import Trained
 from services.trainer.stages.context import StageContext, Telling
 from services.trainer.stages.prepare import Floats, Slices, TrackedF0
+from services.trainer.stages.ranks import Ranks, device_of, gathered
+from services.trainer.stages.steps import Ground, run
 
 if TYPE_CHECKING:
     from services.engines.rvc.content import ContentEncoder
-    from services.engines.rvc.pipeline import FeatureSet, ModelConfig, State, TrainParams, TrainProgress
+    from services.engines.rvc.pipeline import FeatureSet, ModelConfig, State, TrainProgress, TrainResult
 
 log = logging.getLogger(__name__)
 
+FEATURES_FILE = "features"
 _GPU_PROGRESS_S = 0.5
 """On a GPU, reading a loss waits for it."""
 _UNUSABLE = (
@@ -35,11 +39,11 @@ _UNUSABLE = (
 
 
 def train(context: StageContext) -> Trained:
-    """Trains from the newest usable checkpoint to the schedule's end, or to a stop.
+    """Trains from the newest usable checkpoint to the end, to where it gets no better, or to a stop.
 
     Raises:
-        VoxfleetError: GPU_OUT_OF_MEMORY, TRAINING_DIVERGED, STORAGE_UNAVAILABLE; CANCELLED where it
-            was stopped before training began.
+        VoxfleetError: GPU_OUT_OF_MEMORY, TRAINING_DIVERGED, STORAGE_UNAVAILABLE, WORKER_LOST; CANCELLED
+            where it was stopped before training began.
     """
     from services.engines.device import limit_threads, natural_device
     from services.engines.rvc import pipeline
@@ -53,61 +57,88 @@ def train(context: StageContext) -> Trained:
     width = pipeline.encoder_spec(recipe.content_encoder).width
     config = pipeline.preset(recipe.preset, content_width=width)
     features, stored = _features(context, config, device)
+    judging = model.judging(schedule.total_steps)
     params = pipeline.TrainParams(
         epochs=schedule.epochs,
+        max_steps=schedule.max_steps,
         batch_size=recipe.batch_size,
+        micro_batch=recipe.micro_batch,
         learning_rate=recipe.learning_rate,
         seed=recipe.seed,
+        validate_steps=judging.every,
+        patience=judging.patience,
         checkpoint_steps=recipe.save_every * schedule.steps_per_epoch,
         checkpoint_s=0.0 if recipe.save_every else recipe.checkpoint_s,
         progress_s=_GPU_PROGRESS_S if device == "cuda" else 0.0,
     )
-    state, curve = resume(context, config, params, device)
+    ranks = Ranks(recipe.gpus, context.folder / FEATURES_FILE, context.threads)
+    resumed, curve, ground = _begun(context, Ground(context.folder, config, params, device_of(0, device)))
+    state = resumed
     resumed_step = state.step
     telling.tell(Phase.TRAIN, state.step, schedule.total_steps)
-
-    def at_end() -> bool:
-        return schedule.finished(epoch=state.epoch, step=state.step)
 
     def on_progress(progress: TrainProgress) -> None:
         figures = _figures(progress)
         curve.add(progress.step, figures)
-        bound = schedule.max_steps or progress.total_steps
-        telling.tell(Phase.TRAIN, progress.step, min(progress.total_steps, bound), figures)
+        note = ""
+        share = -(-recipe.batch_size // recipe.gpus)
+        if progress.at_once < min(share, len(features.slices)) and state.micro_batch:
+            note = f"{progress.at_once} of a batch's {share} rows at a time: memory did not do for more"
+        telling.tell(Phase.TRAIN, progress.step, progress.total_steps, figures, note)
 
-    with CheckpointSaver(context, curve, len(features.slices)) as saver:
+    with CheckpointSaver(context, curve, ground) as saver, gathered(ranks, ground) as group:
 
         def on_checkpoint(state: State) -> None:
             if telling.should_save:
-                saver.save(state, must=telling.should_stop() or at_end())
+                saver.save(state, must=telling.should_stop())
 
-        result = pipeline.train(
-            state,
-            features,
-            params,
-            on_progress=on_progress,
-            on_checkpoint=on_checkpoint,
-            should_stop=lambda: telling.should_stop() or at_end(),
-        )
-        stopped = result.stopped and not at_end()
-        if not stopped:
+        def loop(state: State) -> TrainResult:
+            return pipeline.train(
+                state,
+                features,
+                params,
+                on_progress=on_progress,
+                on_checkpoint=on_checkpoint,
+                should_stop=telling.should_stop,
+                group=group,
+            )
+
+        def on_rollback(back: State) -> None:
+            nonlocal state
+            state = back
+            telling.tell(
+                Phase.TRAIN,
+                back.step,
+                schedule.total_steps,
+                note=f"a loss was not a number: back to step {back.step}, with half the learning rate",
+            )
+
+        state, result = run(ground, features, state, group=group, train=loop, on_rollback=on_rollback)
+        if not result.stopped:
             saver.save(state, must=True)
-        return Trained(stored, saver.last, stopped, curve.points(), device, resumed_step)
+    if result.end is pipeline.End.OVERTRAINED and state.best is not None:
+        telling.tell(
+            Phase.TRAIN,
+            result.step,
+            result.step,
+            note=f"ended at step {result.step}: what is held out was best at step {state.best.step}",
+        )
+    return Trained(stored, saver.last, result.stopped, curve.points(), device, resumed_step)
 
 
-def resume(
-    context: StageContext, config: ModelConfig, params: TrainParams, device: str
-) -> tuple[State, Curve]:
-    """The newest state that can be had, with its curve; a fresh one only where none can, and it is said."""
+def _begun(context: StageContext, ground: Ground) -> tuple[State, Curve, Ground]:
+    """The newest state that can be had, its curve, and the ground with its file.
+
+    A fresh one only where none can be had, and it is said.
+    """
     from services.engines.rvc import pipeline
 
     telling = context.telling
     for checkpoint in context.spec.checkpoints:
         try:
             path = context.fetch(checkpoint.blob, f"resume-{checkpoint.step}")
-            state = pipeline.load_checkpoint(path, device)
-            path.unlink()
-            if state.config != config:
+            state = pipeline.load_checkpoint(path, ground.device)
+            if state.config != ground.config:
                 raise VoxfleetError(
                     Reason.CHECKPOINT_CORRUPT, "it is of a model of another shape", kind=Kind.DATA_LOSS
                 )
@@ -119,12 +150,12 @@ def resume(
             telling.fell_back(note)
             continue
         telling.tell(Phase.TRAIN, state.step, note=_resumed_note(telling, checkpoint))
-        return state, _curve(context, checkpoint)
+        return state, _curve(context, checkpoint), replace(ground, resume=path)
     if context.spec.checkpoints:
         note = "no checkpoint can be used: training starts anew from step 0"
         log.error("%s: %s", context.spec.job_id, note)
         telling.tell(Phase.TRAIN, note=note)
-    return pipeline.new_state(config, params, device), Curve()
+    return ground.state(), Curve(), ground
 
 
 class CheckpointSaver:
@@ -133,11 +164,11 @@ class CheckpointSaver:
     Args:
         context: where to.
         curve: goes with every checkpoint.
-        slices: of an epoch; a state at the end of one has done it.
+        ground: keeps the newest on disk, to go back to.
     """
 
-    def __init__(self, context: StageContext, curve: Curve, slices: int) -> None:
-        self._context, self._curve, self._slices = context, curve, slices
+    def __init__(self, context: StageContext, curve: Curve, ground: Ground) -> None:
+        self._context, self._curve, self._ground = context, curve, ground
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[Checkpoint] | None = None
         self._step = -1
@@ -167,10 +198,10 @@ class CheckpointSaver:
         if state.step != self._step:
             path = self._context.folder / f"ckpt-{state.step}"
             pipeline.save_checkpoint(path, state)
+            self._ground.keep(path)
             curve = records.dump_curve(self._curve.points())
             self._step = state.step
-            done = state.epoch + (1 if state.position >= self._slices else 0)
-            self._upload = self._executor.submit(self._store, path, curve, done, state.step)
+            self._upload = self._executor.submit(self._store, path, curve, state.epoch, state.step)
         if must:
             self._settle(must=True)
 
@@ -222,7 +253,7 @@ def _features(context: StageContext, config: ModelConfig, device: str) -> tuple[
     telling.tell(Phase.FEATURES)
     if spec.features is not None:
         try:
-            return pipeline.FeatureSet.load(context.fetch(spec.features, "features")), spec.features
+            return pipeline.FeatureSet.load(context.fetch(spec.features, FEATURES_FILE)), spec.features
         except VoxfleetError as error:
             if error.reason not in _UNUSABLE:
                 raise
@@ -240,7 +271,7 @@ def _features(context: StageContext, config: ModelConfig, device: str) -> tuple[
         for samples, samples_16k in zip(slices.samples, slices.samples_16k, strict=True)
     ]
     features = pipeline.extract(pieces, encoder, TrackedF0(slices), config, should_stop=telling.should_stop)
-    path = context.folder / "features"
+    path = context.folder / FEATURES_FILE
     features.save(path)
     blob = context.put(records.features_name(spec.features_key), path)
     context.put_record(records.features_record_name(spec.features_key), records.dump_blob(blob))
@@ -263,5 +294,7 @@ def _resumed_note(telling: Telling, checkpoint: Checkpoint) -> str:
 
 
 def _figures(progress: TrainProgress) -> dict[str, float]:
-    names = ("loss_mel", "loss_g", "loss_d", "loss_kl", "loss_fm", "steps_per_s", "lr", "epoch")
+    names = ["loss_mel", "loss_g", "loss_d", "loss_kl", "loss_fm", "steps_per_s", "lr", "epoch"]
+    if progress.best_step:
+        names += ["mel_error", "best_mel_error", "best_step"]
     return {name: float(getattr(progress, name)) for name in names}

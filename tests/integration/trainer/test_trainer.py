@@ -147,6 +147,36 @@ def test_two_trainings_hold_two_gpus_and_a_bad_clip_fails_alone(site):
     site.until(lambda: site.actors() == [] and site.ledger.gpus_free == 2.0)
 
 
+def ranks(actor: int) -> list[int]:
+    """Pids of the processes of a training's GPUs but the first."""
+    return [
+        child.pid
+        for child in psutil.Process(actor).children(recursive=True)
+        if "services.trainer.stages.ranks" in child.cmdline()
+    ]
+
+
+def test_one_training_holds_two_gpus_and_its_end_leaves_no_process_of_either(site):
+    site.ledger.lease("pair", site.task(max_steps=5_000, gpus=2))
+    site.until(lambda: site.ledger.step("pair") > 1 and site.ledger.gpus_free == 0.0)
+    (actor,) = site.actors()
+    first = ranks(actor)
+    assert len(first) == 1
+    site.until(lambda: len(site.ledger.checkpoints.get("pair", [])) > 0)
+    os.kill(actor, signal.SIGKILL)
+    ended = site.end_of("pair")
+    assert ended.failed.error.reason == "WORKER_LOST"
+    site.until(lambda: not any(map(psutil.pid_exists, first)))
+
+    newest = site.ledger.checkpoints["pair"][0].step
+    site.ledger.lease("pair", site.task(max_steps=newest + 3, gpus=2), attempt=2)
+    ended = site.end_of("pair", attempt=2)
+    assert ended.WhichOneof("outcome") == "succeeded", ended
+    assert ended.succeeded.voice.metrics["steps"] == newest + 3
+    assert ended.succeeded.voice.metrics["resumed_step"] == newest
+    site.until(lambda: site.actors() == [] and site.ledger.gpus_free == 2.0)
+
+
 def test_a_lost_head_fails_the_attempt_as_of_its_node_and_ends_the_process(site):
     site.ledger.lease("headless", site.task(max_steps=5_000))
     site.until(lambda: site.ledger.step("headless") > 0)

@@ -40,7 +40,7 @@ def test_virtual_gpus_train_the_tiny_preset_and_bounded():
     assert (recipe.preset, recipe.max_steps, recipe.bounded) == (model.TINY_PRESET, model.TINY_STEPS, True)
     assert recipe.checkpoint_s == 15.0
     assert (recipe.batch_size, recipe.learning_rate) == (model.TINY_BATCH, model.TINY_LEARNING_RATE)
-    assert model.schedule(recipe, 23) == Schedule(27, model.TINY_STEPS, 6)
+    assert model.schedule(recipe, 23) == Schedule(30, model.TINY_STEPS, 6)
     assert model.schedule(recipe, 23).total_steps == model.TINY_STEPS
 
 
@@ -76,13 +76,19 @@ def test_a_schedule_ends_by_epochs_or_by_steps():
     assert not Schedule(10, 0, 3).finished(epoch=9, step=10**6)
 
 
-def test_the_ledger_scales_the_batch_and_never_to_nothing():
-    assert [model.scaled(settled(batch_size=8), scale).batch_size for scale in (1.0, 0.5, 0.25, 1 / 64)] == [
-        *(8, 4, 2, 1),
+def test_the_ledger_scales_what_is_taken_at_once_never_to_nothing_and_never_the_batch():
+    recipe = settled(batch_size=8)
+    assert [model.scaled(recipe, scale).micro_batch for scale in (3.0, 1.0, 0.5, 0.25, 1 / 64)] == [
+        *(0, 0, 4, 2, 1),
     ]
-    assert model.scaled(settled(batch_size=5), 0.5).batch_size == 2
-    assert model.scaled(settled(batch_size=8), 3.0).batch_size == 8
-    assert replace(model.scaled(settled(batch_size=8), 0.5), batch_size=8) == settled(batch_size=8)
+    assert model.scaled(settled(batch_size=5), 0.5).micro_batch == 2
+    assert model.scaled(replace(recipe, gpus=4), 0.5).micro_batch == 1
+    assert replace(model.scaled(recipe, 0.5), micro_batch=0) == recipe
+
+
+def test_what_is_held_out_is_judged_about_forty_times():
+    assert model.judging(6000) == model.Judging(150, 14)
+    assert model.judging(160).every == 25
 
 
 def test_content_keys_name_what_matters_and_nothing_else():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from services.common.artifacts.memory_store import MemoryArtifactStore
@@ -24,6 +25,7 @@ from services.trainer.stages.context import StageContext, Telling, stage_folder
 from services.trainer.stages.prepare import Slices, TrackedF0, prepare
 from services.trainer.stages.publish import publish
 from services.trainer.stages.runner import StageKit, StageRunner, unexpected
+from services.trainer.stages.steps import Ground
 from services.trainer.stages.training import CheckpointSaver, train
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "speech" / "clip_en_1.flac"
@@ -37,7 +39,7 @@ def cache(tmp_path_factory):
 class Bench:
     """One job's stages, one after another."""
 
-    def __init__(self, cache: Path, folder: Path, **parameters: object) -> None:
+    def __init__(self, cache: Path, folder: Path, *, clips: int = 1, **parameters: object) -> None:
         self.store = MemoryArtifactStore()
         self.cache, self.folder = cache, folder
         data = CLIP.read_bytes()
@@ -47,7 +49,7 @@ class Bench:
         task = TrainTask(
             team="blue",
             voice="teams/blue/voices/v",
-            audios=(SourceAudio(name="teams/blue/audios/a", blob=clip, duration_s=3.0),),
+            audios=(SourceAudio(name="teams/blue/audios/a", blob=clip, duration_s=3.0),) * clips,
             parameters=TrainingParameters.model_validate(
                 {"f0_method": "swift", "batch_size": 4, "max_steps": 4} | parameters
             ),
@@ -55,7 +57,7 @@ class Bench:
         recipe = model.settle(
             wish_of(task.parameters), virtual_gpus=True, has_contentvec=False, checkpoint_s=3600.0
         )
-        slices = model.slices_key([sha256], recipe)
+        slices = model.slices_key([sha256] * clips, recipe)
         features = model.features_key(slices, recipe)
         self.spec = StageSpec(Stage.PREPARE, "job-1", 1, task, recipe, slices, features)
 
@@ -222,19 +224,36 @@ def test_a_stop_before_training_raises_cancelled(bench):
     assert raised.value.reason is Reason.CANCELLED
 
 
-def test_a_lack_of_gpu_memory_is_of_class_resource_and_half_the_batch_goes_on(bench, monkeypatch):
+def test_a_lack_of_gpu_memory_halves_what_is_taken_at_once_and_says_so(bench, monkeypatch):
     import torch
 
-    from services.engines.rvc import training
+    from services.engines.rvc.synthesizer import Synthesizer
 
-    step = training.train_step
+    forward = Synthesizer.forward
 
-    def small_steps_only(state, batch):
-        if state.params.batch_size > 2:
+    def crowded(self, content, *args, **named):
+        if len(content) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return step(state, batch)
+        return forward(self, content, *args, **named)
 
-    monkeypatch.setattr(training, "train_step", small_steps_only)
+    monkeypatch.setattr(Synthesizer, "forward", crowded)
+    work = bench(max_steps=2, clips=2)
+    assert work.prepare().slices == 2
+    telling = Telling(Phase.FEATURES)
+    trained = work.train(telling)
+    assert trained.checkpoint.step == 2
+    assert "1 of a batch's 4 rows at a time: memory did not do for more" in telling.snapshot(0).note
+
+
+def test_a_memory_that_holds_no_row_is_of_class_resource(bench, monkeypatch):
+    import torch
+
+    from services.engines.rvc.synthesizer import Synthesizer
+
+    def full(self, *args, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Synthesizer, "forward", full)
     work = bench(max_steps=2)
     work.prepare()
     with pytest.raises(VoxfleetError) as raised:
@@ -242,9 +261,95 @@ def test_a_lack_of_gpu_memory_is_of_class_resource_and_half_the_batch_goes_on(be
     error = raised.value
     assert (error.reason, error.failure) == (Reason.GPU_OUT_OF_MEMORY, FailureClass.RESOURCE)
     assert error.metadata == {"batch_size": "4"}
-    smaller = model.scaled(work.spec.recipe, 0.5)
-    trained = work.train(recipe=smaller, schedule=model.schedule(smaller, work.spec.prepared.slices))
-    assert trained.checkpoint.step == 2
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_loss_that_is_no_number_goes_back_and_on_at_half_the_rate(bench, monkeypatch, saves):
+    from services.engines.rvc import training
+
+    take = training.train_step
+    spoilt = []
+
+    def spoils_once(state, share, group):
+        metrics = take(state, share, group)
+        if state.step == 4 and not spoilt:
+            spoilt.append(state.step)
+            metrics.loss_g.fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(training, "train_step", spoils_once)
+    work = bench(max_steps=6, **({"save_every": 2} if saves else {}))
+    work.prepare()
+    telling = Telling(Phase.FEATURES)
+    trained = work.train(telling)
+    assert spoilt == [4]
+    assert (trained.checkpoint.step, trained.stopped) == (6, False)
+    assert f"back to step {2 if saves else 0}, with half the learning rate" in telling.snapshot(0).note
+    assert trained.curve[-1][1]["lr"] == pytest.approx(model.TINY_LEARNING_RATE / 2, rel=0.01)
+    assert [step for step, _ in trained.curve] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_stays_no_number_fails_and_the_last_checkpoint_is_sound(bench, monkeypatch):
+    from services.engines.rvc import training
+
+    take = training.train_step
+
+    def spoils(state, share, group):
+        metrics = take(state, share, group)
+        if state.step >= 3:
+            metrics.loss_g.fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(training, "train_step", spoils)
+    work = bench(max_steps=6, save_every=1)
+    work.prepare()
+    telling = Telling(Phase.FEATURES)
+    with pytest.raises(VoxfleetError) as raised:
+        work.train(telling)
+    assert raised.value.reason is Reason.TRAINING_DIVERGED
+    saved = [checkpoint.step for _, checkpoint in telling.snapshot(0).checkpoints]
+    assert max(saved) == 2
+
+
+def other_ranks() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "ranks" in " ".join(child.cmdline())]
+
+
+def test_two_ranks_train_in_two_processes_and_leave_none(bench):
+    work = bench(max_steps=3, clips=2, gpus=2)
+    work.prepare()
+    telling = Telling(Phase.FEATURES)
+    trained = work.train(telling)
+    assert (trained.checkpoint.step, trained.stopped) == (3, False)
+    assert [step for step, _ in trained.curve] == [1, 2, 3]
+    assert not other_ranks()
+    resumed = work.train(
+        checkpoints=(trained.checkpoint,),
+        features=trained.features,
+        schedule=replace(work.spec.schedule, max_steps=5, epochs=5),
+        attempt=2,
+    )
+    assert (resumed.checkpoint.step, resumed.resumed_step) == (5, 3)
+
+
+def test_a_rank_that_dies_fails_the_stage_and_leaves_none(bench, monkeypatch):
+    from services.engines.rvc import training
+
+    take = training.train_step
+
+    def kills_the_other(state, share, group):
+        if state.step == 1:
+            for child in other_ranks():
+                child.kill()
+        return take(state, share, group)
+
+    monkeypatch.setattr(training, "train_step", kills_the_other)
+    work = bench(max_steps=50, clips=2, gpus=2)
+    work.prepare()
+    with pytest.raises(VoxfleetError) as raised:
+        work.train()
+    assert (raised.value.reason, raised.value.failure) == (Reason.WORKER_LOST, FailureClass.TRANSIENT)
+    assert not other_ranks()
 
 
 def test_a_lack_of_memory_outside_of_the_steps_is_of_that_class_too(bench):
@@ -270,7 +375,8 @@ def test_an_upload_that_fails_is_told_later_and_not_lost(bench, monkeypatch):
         return stores(key, path, **named)
 
     monkeypatch.setattr(context.store, "put_file", put_file)
-    with CheckpointSaver(context, model.Curve(), 1) as saver:
+    ground = Ground(context.folder, config, state.params, "cpu")
+    with CheckpointSaver(context, model.Curve(), ground) as saver:
         saver.save(state, must=False)
         with pytest.raises(VoxfleetError):
             saver.save(state, must=True)

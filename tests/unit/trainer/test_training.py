@@ -445,18 +445,18 @@ async def test_out_of_gpu_memory_is_the_ledgers_to_halve(play):
     assert train.ended
 
 
-async def test_a_scaled_attempt_has_a_smaller_batch_and_says_so(play):
+async def test_a_scaled_attempt_takes_less_at_once_and_says_so(play):
     run = play((checkpoint(10),), number=2, batch_size=8, batch_scale=0.5, max_steps=100)
     await run.prepare(slices=16)
     train = await run.next_stage(Stage.TRAIN)
-    assert train.spec.recipe.batch_size == 4
-    assert train.spec.schedule.steps_per_epoch == 4
+    assert (train.spec.recipe.batch_size, train.spec.recipe.micro_batch) == (8, 4)
+    assert train.spec.schedule.steps_per_epoch == 2
     assert [c.step for c in train.spec.checkpoints] == [10]
     train.train(11)
     progress = await run.seen(lambda p: p.step == 11)
-    assert "batches of 4, not 8" in progress.message
-    plain = play(batch_size=1, batch_scale=0.5)
-    assert (await plain.next_stage(Stage.PREPARE)).spec.recipe.batch_size == 1
+    assert "batches of 8 in parts of 4" in progress.message
+    plain = play(batch_size=1)
+    assert (await plain.next_stage(Stage.PREPARE)).spec.recipe.micro_batch == 0
     assert not any("batches" in progress.message for progress in plain.attempt.reports)
 
 
@@ -479,6 +479,22 @@ async def test_a_silent_stage_counts_as_lost(play):
         await run.outcome()
     assert (raised.value.reason, raised.value.failure) == (Reason.WORKER_LOST, FailureClass.NODE)
     assert run.backend.stages[0].ended
+
+
+async def test_a_step_that_hangs_counts_as_lost(play):
+    run = play(limits=Limits(poll_s=0.001, stall_s=0.02), max_steps=100)
+    await run.prepare(slices=16)
+    train = await run.next_stage(Stage.TRAIN)
+    async with asyncio.timeout(5):
+        # Its process answers, and always the same.
+        while not run.running.done():
+            train.train(11)
+            await asyncio.sleep(0.001)
+    with pytest.raises(VoxfleetError) as raised:
+        await run.outcome()
+    assert (raised.value.reason, raised.value.failure) == (Reason.WORKER_LOST, FailureClass.NODE)
+    assert "no step after 11" in raised.value.message
+    assert train.ended
 
 
 async def test_a_file_that_is_gone_is_worth_another_attempt(play):

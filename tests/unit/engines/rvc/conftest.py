@@ -4,10 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from services.engines.rvc.config import TINY_40K
 from services.engines.rvc.features import FeatureSet, SliceFeatures
 from services.engines.rvc.state import TrainParams
+
+# Models this small spend their time waiting for threads, and a busy machine makes that a hundredfold.
+torch.set_num_threads(1)
 
 NANO = dataclasses.replace(
     TINY_40K,

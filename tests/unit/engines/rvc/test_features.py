@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from services.common.errors import Reason, VoxfleetError
-from services.engines.rvc.features import FeatureSet, extract, make_batch
+from services.engines.rvc.features import FeatureSet, extract
 from services.engines.rvc.preprocess import prepare
 
 from .conftest import voiced_tone
@@ -51,14 +50,3 @@ def test_file_round_trip_and_damage(features, tmp_path):
     with pytest.raises(VoxfleetError) as caught:
         FeatureSet.load(path)
     assert caught.value.reason is Reason.ARTIFACT_CORRUPT
-
-
-def test_batches_pad_with_zeros_and_repeat_content(features, nano):
-    batch = make_batch(features.slices[:2], nano.hop, torch.device("cpu"))
-    assert batch.lengths.tolist() == [40, 51]
-    assert batch.content.shape == (2, 52, 6)
-    assert batch.samples.shape == (2, 52 * nano.hop)
-    np.testing.assert_array_equal(batch.content[1, 7], features.slices[1].content[3])
-    assert not batch.samples[0, 40 * nano.hop :].any()
-    assert not batch.f0_hz[0, 40:].any()
-    assert batch.pitch.min() >= 1

@@ -9,8 +9,8 @@ import torch
 from services.common.errors import Reason, VoxfleetError
 from services.engines.rvc.checkpoint import load_checkpoint, save_checkpoint
 from services.engines.rvc.pipeline import default_epochs
-from services.engines.rvc.state import new_state
-from services.engines.rvc.training import TrainParams, epoch_order, train
+from services.engines.rvc.state import TrainParams, new_state
+from services.engines.rvc.training import train
 
 
 def weights(state):
@@ -166,13 +166,6 @@ def test_a_recipe_that_cannot_work_is_refused(change):
     with pytest.raises(VoxfleetError) as caught:
         TrainParams(**change)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    assert sorted(epoch_order(0, 0, 50)) == list(range(50))
-    assert epoch_order(0, 1, 50).tolist() == epoch_order(0, 1, 50).tolist()
-    assert epoch_order(0, 1, 50).tolist() != epoch_order(0, 2, 50).tolist()
-    assert epoch_order(1, 0, 50).tolist() != epoch_order(0, 1, 50).tolist()
 
 
 def test_default_epochs_shrink_with_the_length_of_the_audio():
