@@ -187,10 +187,11 @@ def check_file(
     """
     bounds: PurposeLimits = (limits or Limits()).of(purpose)
     if size_bytes > bounds.max_size_bytes:
+        advice = "" if purpose is Purpose.VOICE_FILE else ": split it, or send FLAC in place of WAV"
         raise invalid(
             Reason.FILE_TOO_LARGE,
             f"a file for {purpose} may have {bounds.max_size_bytes / 2**20:g} MB; "
-            f"this one has {size_bytes / 2**20:.1f} MB: split it, or send FLAC in place of WAV",
+            f"this one has {size_bytes / 2**20:.1f} MB{advice}",
             max_size_mb=f"{bounds.max_size_bytes / 2**20:g}",
             size_mb=f"{size_bytes / 2**20:.1f}",
         )

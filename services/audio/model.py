@@ -33,6 +33,8 @@ class Purpose(enum.StrEnum):
     TRAINING = "training"
     CONVERSION = "conversion"
     REFERENCE = "reference"
+    VOICE_FILE = "voice file"
+    """Not audio: it is neither decoded nor measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ class Assessment:
     reasons: tuple[str, ...]
     recommendations: tuple[str, ...]
     trainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was measured of a recording, and the verdict on it."""
+
+    measures: Measures
+    assessment: Assessment
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +160,9 @@ class Limits:
             max_size_bytes=100 * MIB, max_duration_s=30.0, min_duration_s=10.0
         )
     )
+    voice_file: PurposeLimits = field(
+        default_factory=lambda: PurposeLimits(max_size_bytes=1024 * MIB, max_duration_s=0.0)
+    )
     min_training_s: float = 10.0
     """Least length of a training set, all its files together."""
     best_training_s: tuple[float, float] = (300.0, 600.0)
@@ -163,4 +176,5 @@ class Limits:
             Purpose.TRAINING: self.training,
             Purpose.CONVERSION: self.conversion,
             Purpose.REFERENCE: self.reference,
+            Purpose.VOICE_FILE: self.voice_file,
         }[purpose]

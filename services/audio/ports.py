@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-from services.audio.model import Assessment, Measures
+from services.audio.model import Assessment, Judged, Measures
 from services.audio.records import AudioSpec, AudioT, Examined, ResolvedAudio, UploadRecord
 from services.common.jobs.tasks import Blob
 
@@ -30,10 +30,11 @@ class Catalog(Protocol[AudioT]):
         """Forgets an upload; one that became an audio, or is not there, stays as it is."""
         ...
 
-    async def commit_audio(
-        self, upload: str, blob: Blob, measures: Measures, assessment: Assessment
-    ) -> AudioT:
-        """Turns an upload into an audio, once; a repeat gives the same audio. Errors: UPLOAD_NOT_FOUND."""
+    async def commit_audio(self, upload: str, blob: Blob, judged: Judged | None) -> AudioT:
+        """Turns an upload into an audio, once; a repeat gives the same audio. Errors: UPLOAD_NOT_FOUND.
+
+        ``judged`` is None for what is not audio.
+        """
         ...
 
     async def resolve_audio(self, name: str) -> ResolvedAudio[AudioT]:

@@ -20,6 +20,7 @@ _PURPOSES: Final[dict[int, Purpose]] = {
     audio_pb2.AUDIO_PURPOSE_TRAINING: Purpose.TRAINING,
     audio_pb2.AUDIO_PURPOSE_CONVERSION: Purpose.CONVERSION,
     audio_pb2.AUDIO_PURPOSE_REFERENCE: Purpose.REFERENCE,
+    audio_pb2.AUDIO_PURPOSE_VOICE_FILE: Purpose.VOICE_FILE,
     # What Voxfleet made is judged as what may be converted again.
     audio_pb2.AUDIO_PURPOSE_OUTPUT: Purpose.CONVERSION,
 }
@@ -27,6 +28,7 @@ _PURPOSE_VALUES: Final[dict[Purpose, audio_pb2.AudioPurpose.ValueType]] = {
     Purpose.TRAINING: audio_pb2.AUDIO_PURPOSE_TRAINING,
     Purpose.CONVERSION: audio_pb2.AUDIO_PURPOSE_CONVERSION,
     Purpose.REFERENCE: audio_pb2.AUDIO_PURPOSE_REFERENCE,
+    Purpose.VOICE_FILE: audio_pb2.AUDIO_PURPOSE_VOICE_FILE,
 }
 
 
@@ -59,7 +61,7 @@ def _open_step(found: audio_pb2.OpenUpload, team: str) -> OpenStep:
     if found.audio.purpose not in _PURPOSES or found.audio.purpose == audio_pb2.AUDIO_PURPOSE_OUTPUT:
         raise invalid(
             Reason.INVALID_ARGUMENT,
-            "purpose must be TRAINING, CONVERSION or REFERENCE: outputs are made, not uploaded",
+            "purpose must be TRAINING, CONVERSION, REFERENCE or VOICE_FILE: outputs are made, not uploaded",
             field="open.audio.purpose",
         )
     return OpenStep(parent, found.upload_id, spec_from_proto(found.audio))

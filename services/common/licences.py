@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from services.common.errors import Kind, Reason, VoxfleetError
 
+IMPORTED_LICENCE = "LicenseRef-imported"
+"""Of an imported voice of which nobody said more (SPDX: a licence that is on no list)."""
+
 
 def is_allowed(allowed: Sequence[str], licence: str) -> bool:
     """Whether a team that may use those SPDX ids (any, where there are none) may use these weights."""

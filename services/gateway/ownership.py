@@ -30,6 +30,8 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "DeleteAudioRequest": {"name": "audios"},
     "CreateVoiceRequest": {"voice.references[].audio": "audios"},
     "TrainVoiceRequest": {"audios[]": "audios", "depends_on[]": "jobs"},
+    "ImportVoiceRequest": {"model_file": "audios", "index_file?": "audios"},
+    "ExportVoiceRequest": {"name": "voices"},
     "GetVoiceRequest": {"name": "voices"},
     "UpdateVoiceRequest": {"voice.name": "voices"},
     "DeleteVoiceRequest": {"name": "voices"},
@@ -62,7 +64,7 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "RevokeApiKeyRequest": {"name": "apiKeys"},
     "VerifyProvenanceRequest": {"audio": "audios"},
 }
-"""Which fields of which request hold which names; a dot goes into a message, [] over a list."""
+"""Which fields hold which names; a dot goes into a message, [] over a list; ? may be empty."""
 
 # An operator works for every team in these.
 _OPERATOR_REQUESTS: Final = frozenset(
@@ -110,8 +112,10 @@ def _team_of(value: str, collection: str, field: str) -> str | None:
 
 def _values(found: Any, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     head, _, rest = path.partition(".")
-    field = head.removesuffix("[]")
+    field = head.removesuffix("[]").removesuffix("?")
     value = getattr(found, field)
+    if head.endswith("?") and not value:
+        return
     parts = enumerate(value) if head.endswith("[]") else ((None, value),)
     for number, part in parts:
         label = f"{prefix}{field}" if number is None else f"{prefix}{field}[{number}]"

@@ -41,6 +41,8 @@ ROUTES: Final[dict[str, dict[str, Backend]]] = {
         # Inference knows what its engine can read of a transcript; it hands on to metadata.
         "CreateVoice": Backend.INFERENCE,
         "TrainVoice": Backend.METADATA,
+        "ImportVoice": Backend.METADATA,
+        "ExportVoice": Backend.METADATA,
         "GetVoice": Backend.METADATA,
         "ListVoices": Backend.METADATA,
         "UpdateVoice": Backend.METADATA,

@@ -168,7 +168,7 @@ def _team(request: trust_pb2.CreateTeamRequest | trust_pb2.UpdateTeamRequest, ch
     if len(request.team.allowed_licences) > MAX_LICENCES:
         checks.wrong("team.allowed_licences", f"has at most {MAX_LICENCES} entries")
     for number, licence in enumerate(request.team.allowed_licences):
-        if not re.fullmatch(rf"[A-Za-z0-9.+-]{{1,{MAX_WORD}}}", licence):
+        if not _is_licence(licence):
             checks.wrong(f"team.allowed_licences[{number}]", "is an SPDX id, such as CC-BY-4.0")
 
 
@@ -195,6 +195,22 @@ def _train_voice(request: voice_pb2.TrainVoiceRequest, checks: Checks) -> None:
     if not re.fullmatch(rf"[A-Za-z0-9._-]{{0,{MAX_WORD}}}", p.gpu_type):
         checks.wrong("parameters.gpu_type", f"has at most {MAX_WORD} of A-Za-z0-9._-, such as H200")
     _check_waiting(request, checks)
+
+
+def _import_voice(request: voice_pb2.ImportVoiceRequest, checks: Checks) -> None:
+    if not request.model_file:
+        checks.wrong("model_file", "names the file to import: upload it with the purpose VOICE_FILE")
+    if request.weights_licence and not _is_licence(request.weights_licence):
+        checks.wrong("weights_licence", "is an SPDX id, such as CC-BY-4.0")
+
+
+def _export_voice(request: voice_pb2.ExportVoiceRequest, checks: Checks) -> None:
+    if request.format not in voice_pb2.VoiceExportFormat.values():
+        checks.wrong("format", "is VOXFLEET or PTH")
+
+
+def _is_licence(text: str) -> bool:
+    return re.fullmatch(rf"[A-Za-z0-9.+-]{{1,{MAX_WORD}}}", text) is not None
 
 
 def _synthesize(request: synthesis_pb2.SynthesizeRequest, checks: Checks) -> None:
@@ -299,6 +315,8 @@ _SPECIFIC: Final[dict[str, Callable[[Any, Checks], None]]] = {
     "UpdateTeamRequest": _team,
     "CreateApiKeyRequest": _create_api_key,
     "TrainVoiceRequest": _train_voice,
+    "ImportVoiceRequest": _import_voice,
+    "ExportVoiceRequest": _export_voice,
     "CreateLexiconRequest": _lexicon,
     "UpdateLexiconRequest": _lexicon,
     "SynthesizeRequest": _synthesize,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from services.common import telemetry
 from services.common.artifacts.minio_store import MinioArtifactStore
 from services.common.artifacts.settings import S3Settings
 from services.common.errors import VoxfleetError
+from services.common.jail.running import run_jailed
+from services.common.jail.work import JailLimits
 from services.common.jobs.grpc_ledger import GrpcLedger
 from services.common.jobs.worker import Worker
 from services.common.names import new_id
@@ -32,6 +35,7 @@ from services.inference.adapters.audio_examiner import AudioExaminer
 from services.inference.adapters.grpc_catalog import GrpcCatalog
 from services.inference.adapters.ray_pool import ActorPlan, ActorSettings, RayExecutor
 from services.inference.app.bundles import Bundles
+from services.inference.app.exchange import Exchange
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.listening import Listening
@@ -116,6 +120,14 @@ def actor_plans(settings: InferenceSettings) -> dict[Role, ActorPlan]:
     }
 
 
+def jail_limits(settings: InferenceSettings) -> JailLimits:
+    """What a process that opens a voice's file may use."""
+    limit_s = settings.voice_file_limit_s
+    return JailLimits(
+        memory_bytes=settings.voice_file_memory_mib << 20, cpu_s=ceil(limit_s), wall_s=2 * limit_s
+    )
+
+
 async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     """Runs the service until it is told to stop, or Ray is lost; returns the exit status."""
     channel = service_channel(settings.metadata_address, settings.service_token)
@@ -140,7 +152,8 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     )
     executor = RayExecutor(actor_plans(settings), actors)
     f5, rvc = (Pool(plan, executor, stop_grace_s=settings.stop_grace_s) for plan in pool_plans(settings))
-    jobs = Jobs(f5, rvc, bundles, TeamLicences(catalog))
+    exchange = Exchange(make_store(), work_dir, run_jailed, jail_limits(settings))
+    jobs = Jobs(f5, rvc, bundles, TeamLicences(catalog), exchange)
     ledger = GrpcLedger(
         channel,
         worker=f"inference-{new_id()}",

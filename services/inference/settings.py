@@ -74,4 +74,10 @@ class InferenceSettings(ServiceSettings):
     replica_gpu_mib: int = Field(0, ge=0, description="GPU memory of a replica's tensors; 0: any")
     replica_gpu_growth_mib: int = Field(0, ge=0, description="the same, gained since it was ready; 0: any")
     weights_retry_s: float = Field(900.0, gt=0, description="until weights that do not start are tried again")
+    voice_file_memory_mib: int = Field(
+        4096, ge=256, description="memory of a process that opens a voice's file, beyond its libraries"
+    )
+    voice_file_limit_s: float = Field(
+        120.0, ge=1, description="processor time of such a process; on the clock it has twice as much"
+    )
     bundle_refresh_s: float = Field(15.0, gt=0, description="between two looks at what is stored")

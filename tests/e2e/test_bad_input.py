@@ -43,6 +43,17 @@ UPLOADS: dict[str, tuple[bytes, dict[str, object], str]] = {
     "playlist that names a file": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", {}, "INVALID_FORMAT"),
     "too short to train on": (FLAC, {"purpose": audio_pb2.AUDIO_PURPOSE_TRAINING}, "AUDIO_TOO_SHORT"),
     "wrong checksum": (FLAC, {"sha256": "0" * 64}, "CHECKSUM_MISMATCH"),
+    "a voice's file without a byte": (b"", {"purpose": audio_pb2.AUDIO_PURPOSE_VOICE_FILE}, "AUDIO_EMPTY"),
+    "a voice's file of another checksum": (
+        b"weights",
+        {"purpose": audio_pb2.AUDIO_PURPOSE_VOICE_FILE, "sha256": "0" * 64},
+        "CHECKSUM_MISMATCH",
+    ),
+    "a voice's file over the limit": (
+        b"weights",
+        {"purpose": audio_pb2.AUDIO_PURPOSE_VOICE_FILE, "size_bytes": 2 * 2**30},
+        "FILE_TOO_LARGE",
+    ),
     "announced over the limit": (FLAC, {"size_bytes": 400 * 2**20}, "FILE_TOO_LARGE"),
 }
 
@@ -123,6 +134,40 @@ CALLS: dict[str, tuple[Callable[..., object], str]] = {
         lambda a, n: a.synthesis.convert(n["target"], n["clone"], engine="vits"),
         "UNSUPPORTED_ENGINE",
     ),
+    "importing what was uploaded as audio": (
+        lambda a, n: a.voices.import_voice(n["target"]),
+        "INVALID_FORMAT",
+    ),
+    "importing nothing": (lambda a, n: a.voices.import_voice(""), "INVALID_ARGUMENT"),
+    "importing an unknown file": (lambda a, n: a.voices.import_voice("none-such"), "AUDIO_NOT_FOUND"),
+    "importing with an index that is audio": (
+        lambda a, n: a.voices.import_voice(n["file"], index_file=n["target"]),
+        "INVALID_FORMAT",
+    ),
+    "importing to an id that exists": (
+        lambda a, n: a.voices.import_voice(n["file"], voice_id="clone"),
+        "VOICE_EXISTS",
+    ),
+    "importing to a malformed id": (
+        lambda a, n: a.voices.import_voice(n["file"], voice_id="Not An Id"),
+        "INVALID_ARGUMENT",
+    ),
+    "importing under words for a licence": (
+        lambda a, n: a.voices.import_voice(n["file"], weights_licence="do what you like"),
+        "INVALID_ARGUMENT",
+    ),
+    "exporting an unknown voice": (lambda a, n: a.voices.export_voice("none-such"), "VOICE_NOT_FOUND"),
+    "exporting a zero-shot voice": (lambda a, n: a.voices.export_voice(n["clone"]), "UNSUPPORTED_ENGINE"),
+    "exporting an encoder that others lack": (
+        lambda a, n: a.voices.export_voice(n["trained"], format="pth"),
+        "UNSUPPORTED_ENGINE",
+    ),
+    "training on a voice's file": (lambda a, n: a.voices.train([n["file"]]), "INVALID_FORMAT"),
+    "converting a voice's file": (
+        lambda a, n: a.synthesis.convert(n["file"], n["trained"]),
+        "INVALID_FORMAT",
+    ),
+    "measuring a voice's file": (lambda a, n: a.audio.analyze(n["file"]), "INVALID_FORMAT"),
     "explaining an unknown job": (lambda a, n: a.jobs.explain("none-such"), "JOB_NOT_FOUND"),
     "unknown filter": (lambda a, n: list(a.audio.list(filter="colour=red")), "INVALID_ARGUMENT"),
     "empty batch": (lambda a, n: a.synthesis.batch([], n["clone"]), "INVALID_ARGUMENT"),
@@ -134,13 +179,16 @@ def wait(client, job: job_pb2.Job) -> job_pb2.Job:
 
 
 @pytest.fixture(scope="module")
-def named(alpha, clone, target, reference) -> dict[str, str]:
+def named(alpha, clone, trained, target, reference) -> dict[str, str]:
     short = alpha.client.audio.upload(SPEECH / "clip_en_1.flac")
+    file = alpha.client.audio.upload(b"no voice at all", purpose="voice_file", display_name="evil.pth")
     return {
         "clone": clone.name,
         "target": target.name,
         "reference": reference.name,
         "short": short.name,
+        "trained": trained.name,
+        "file": file.name,
     }
 
 
@@ -231,6 +279,8 @@ FOREIGN: dict[str, tuple[Callable[..., object], str]] = {
     "delete": (lambda b, n: b.audio.delete(n["target"]), "AUDIO_NOT_FOUND"),
     "train": (lambda b, n: b.voices.train([n["target"]]), "AUDIO_NOT_FOUND"),
     "clone": (lambda b, n: b.voices.create(reference=n["reference"], text="x"), "AUDIO_NOT_FOUND"),
+    "import": (lambda b, n: b.voices.import_voice(n["file"]), "AUDIO_NOT_FOUND"),
+    "export": (lambda b, n: b.voices.export_voice(n["trained"]), "VOICE_NOT_FOUND"),
     "speak": (lambda b, n: b.synthesis.say("Hello.", n["clone"]), "VOICE_NOT_FOUND"),
     "delete voice": (lambda b, n: b.voices.delete(n["clone"]), "VOICE_NOT_FOUND"),
     "operate": (lambda b, n: b.trust.create_team("gamma"), "PERMISSION_DENIED"),

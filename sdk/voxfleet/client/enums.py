@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from voxfleet.client.errors import InvalidArgument
-from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, trust_pb2
+from voxfleet.v1 import audio_pb2, job_pb2, synthesis_pb2, trust_pb2, voice_pb2
 
 
 def _words(items: Iterable[tuple[str, int]], prefix: str) -> dict[str, int]:
@@ -15,6 +15,7 @@ def _words(items: Iterable[tuple[str, int]], prefix: str) -> dict[str, int]:
 
 AUDIO_PURPOSES: Final = _words(audio_pb2.AudioPurpose.items(), "AUDIO_PURPOSE_")
 AUDIO_FORMATS: Final = _words(synthesis_pb2.AudioFormat.items(), "AUDIO_FORMAT_")
+VOICE_EXPORT_FORMATS: Final = _words(voice_pb2.VoiceExportFormat.items(), "VOICE_EXPORT_FORMAT_")
 ROLES: Final = _words(trust_pb2.Role.items(), "ROLE_")
 
 FINAL_STATES: Final = frozenset(

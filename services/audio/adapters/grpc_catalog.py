@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.audio import wire
-from services.audio.model import Assessment, Measures
+from services.audio.model import Assessment, Judged, Measures
 from services.audio.records import AudioSpec, ResolvedAudio, UploadRecord
 from services.common.errors import VoxfleetError
 from services.common.jobs.tasks import Blob
@@ -60,16 +60,12 @@ class GrpcCatalog:
         """See the port."""
         await _answer(self._stub.DropUpload(catalog_pb2.DropUploadRequest(name=name), timeout=TIMEOUT_S))
 
-    async def commit_audio(
-        self, upload: str, blob: Blob, measures: Measures, assessment: Assessment
-    ) -> audio_pb2.Audio:
+    async def commit_audio(self, upload: str, blob: Blob, judged: Judged | None) -> audio_pb2.Audio:
         """See the port."""
-        request = catalog_pb2.CommitAudioRequest(
-            upload=upload,
-            blob=blob_to_proto(blob),
-            measures=wire.measures_to_proto(measures),
-            assessment=wire.assessment_to_proto(assessment),
-        )
+        request = catalog_pb2.CommitAudioRequest(upload=upload, blob=blob_to_proto(blob))
+        if judged is not None:
+            request.measures.CopyFrom(wire.measures_to_proto(judged.measures))
+            request.assessment.CopyFrom(wire.assessment_to_proto(judged.assessment))
         return await _answer(self._stub.CommitAudio(request, timeout=TIMEOUT_S))
 
     async def resolve_audio(self, name: str) -> ResolvedAudio[audio_pb2.Audio]:

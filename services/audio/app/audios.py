@@ -12,11 +12,12 @@ from typing import Final, Generic
 from services.audio import metrics
 from services.audio.app.finishing import scratch_file
 from services.audio.grade import assess
-from services.audio.model import Limits
+from services.audio.model import Limits, Purpose
 from services.audio.ports import Catalog, Examiner, Objects
 from services.audio.records import AudioT
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.common.jobs.tasks import Blob
+from services.common.media import refusals
 
 MAX_OUTLINE_POINTS: Final = 4096
 DEFAULT_URL_TTL_S: Final = 3600
@@ -56,6 +57,8 @@ class Audios(Generic[AudioT]):
                 field="waveform_points",
             )
         found = await self.catalog.resolve_audio(name)
+        if found.purpose is Purpose.VOICE_FILE:
+            raise refusals.invalid_format("it is a voice's file, not audio")
         if found.is_measured and not points:
             return found.audio, ()
         audio = found.audio

@@ -15,11 +15,16 @@ from typing import Final, Generic
 
 from services.audio import metrics
 from services.audio.grade import assess, check_file
-from services.audio.model import Limits
+from services.audio.model import Judged, Limits, Purpose
 from services.audio.ports import Catalog, Examiner, Objects
 from services.audio.records import AudioT, UploadRecord
 from services.common import names
-from services.common.artifacts.model import content_key, staging_key, staging_prefix
+from services.common.artifacts.model import (
+    DEFAULT_MEDIA_TYPE,
+    content_key,
+    staging_key,
+    staging_prefix,
+)
 from services.common.errors import Reason, VoxfleetError, invalid, precondition
 from services.common.jobs.tasks import Blob
 from services.common.telemetry import span
@@ -104,32 +109,35 @@ class Finisher(Generic[AudioT]):
                 expected_sha256=spec.sha256,
                 actual_sha256=sha256,
             )
-        bounds = self.limits.of(spec.purpose)
-        with span("audio.examine", size_bytes=size_bytes):
-            found = await self.examiner.examine(
-                path, max_duration_s=bounds.max_duration_s, max_channels=bounds.max_channels
-            )
-        measures = found.measures
-        check_file(spec.purpose, size_bytes=size_bytes, duration_s=measures.duration_s, limits=self.limits)
+        media_type, judged = await self._judge(spec.purpose, size_bytes, path)
         blob = Blob(
-            key=content_key(name.team, sha256),
-            sha256=sha256,
-            size_bytes=size_bytes,
-            media_type=found.media_type,
+            key=content_key(name.team, sha256), sha256=sha256, size_bytes=size_bytes, media_type=media_type
         )
-        verdict = assess(measures, spec.purpose, limits=self.limits)
         await self.objects.put_file(path, blob)
         # What no row names in the end, metadata's sweeper collects: it alone can tell.
         try:
-            audio = await self.catalog.commit_audio(record.name, blob, measures, verdict)
+            audio = await self.catalog.commit_audio(record.name, blob, judged)
         except VoxfleetError as error:
             if error.reason is not Reason.ARTIFACT_NOT_FOUND:
                 raise
             # The sweeper deleted the same content between the two; it is done with that now.
             await self.objects.put_file(path, blob)
-            audio = await self.catalog.commit_audio(record.name, blob, measures, verdict)
+            audio = await self.catalog.commit_audio(record.name, blob, judged)
         await self._clear_staging(name)
         return audio
+
+    async def _judge(self, purpose: Purpose, size_bytes: int, path: Path) -> tuple[str, Judged | None]:
+        """What the file is, by its content, and how good; a voice's file is opened by no one here."""
+        if purpose is Purpose.VOICE_FILE:
+            return DEFAULT_MEDIA_TYPE, None
+        bounds = self.limits.of(purpose)
+        with span("audio.examine", size_bytes=size_bytes):
+            found = await self.examiner.examine(
+                path, max_duration_s=bounds.max_duration_s, max_channels=bounds.max_channels
+            )
+        measures = found.measures
+        check_file(purpose, size_bytes=size_bytes, duration_s=measures.duration_s, limits=self.limits)
+        return found.media_type, Judged(measures, assess(measures, purpose, limits=self.limits))
 
     async def _assemble(self, name: names.Name, size_bytes: int, path: Path) -> str:
         try:

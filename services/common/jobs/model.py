@@ -219,11 +219,13 @@ class AudioOutput:
     """When each word is said, where that was asked for."""
     quality: SpeechQuality | None = None
     """How well it came out, where that was judged."""
+    voice_file: bool = False
+    """It is no audio, but a file of an exported voice."""
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceOutput:
-    """A voice that an attempt trained; its package is in S3 already."""
+    """A voice that an attempt trained or imported; its package is in S3 already."""
 
     package: Blob
     content_encoder: str

@@ -190,8 +190,46 @@ class PullBundleTask(_Task):
     accepted_licence: bool = False
 
 
+class VoiceFile(_Task):
+    """A file of the team, by name, that holds a voice or a part of one."""
+
+    name: str
+    blob: Blob
+    display_name: str = ""
+
+
+class ImportVoiceTask(_Task):
+    """Make a voice of files from outside; ``licence`` is what its owner says of its weights."""
+
+    kind: Literal["voice.import"] = "voice.import"
+    team: str
+    voice: str
+    display_name: str = ""
+    model: VoiceFile
+    index: VoiceFile | None = None
+    licence: str = ""
+
+
+class ExportVoiceTask(_Task):
+    """Make files of a trained voice."""
+
+    kind: Literal["voice.export"] = "voice.export"
+    team: str
+    voice: RvcVoice
+    format: Literal["voxfleet", "pth"] = "voxfleet"
+    licence: str = ""
+    weights_trained: bool = True
+
+
 Task = Annotated[
-    TrainTask | ConvertTask | SpeakTask | RespeakTask | BatchTask | PullBundleTask,
+    TrainTask
+    | ConvertTask
+    | SpeakTask
+    | RespeakTask
+    | BatchTask
+    | PullBundleTask
+    | ImportVoiceTask
+    | ExportVoiceTask,
     Field(discriminator="kind"),
 ]
 
@@ -209,6 +247,13 @@ QUEUE_OF_KIND = {
     "f5.item": "inference",
     "f5.convert": "inference",
     "bundle.pull": "inference",
+    # Inference takes what needs no GPU beside its pools: it waits neither for trainings nor for a replica.
+    "voice.import": "inference",
+    "voice.export": "inference",
     "batch": "none",
 }
 """Which queue of workers takes which kind of job; a batch itself is taken by none."""
+
+WITHOUT_GPU = frozenset({"batch", "bundle.pull", "voice.import", "voice.export"})
+VOICE_MAKING = frozenset({"rvc.train", "voice.import"})
+"""Whose task names the voice that it makes: TRAINING until the job ends."""

@@ -111,6 +111,7 @@ def output_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
         watermarked=audio.watermarked,
         words=words_to_proto(audio.words),
         quality=quality_to_proto(audio.quality),
+        voice_file=audio.voice_file,
     )
 
 
@@ -133,6 +134,7 @@ def output_from_proto(audio: work_pb2.OutputAudio) -> AudioOutput:
         watermarked=audio.watermarked,
         words=words_from_proto(audio.words),
         quality=_quality(audio),
+        voice_file=audio.voice_file,
     )
 
 

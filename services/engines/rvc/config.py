@@ -15,6 +15,9 @@ FRAMES_PER_S = 100
 
 _MEL_BANDS = {32_000: 80, 40_000: 125, 48_000: 128}
 _ALL_PERIODS = (2, 3, 5, 7, 11, 17, 23, 37)
+_MOST_PARTS = 64
+"""Layers, heads, upsamplings and the like: upstream has 6 at most, and each is built to be judged."""
+_MOST_RATE_HZ = 192_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +149,15 @@ def _problem(config: ModelConfig) -> str:
         *config.upsample_rates,
         *config.upsample_kernel_sizes,
         *config.resblock_kernel_sizes,
+        *(size for row in config.resblock_dilations for size in row),
     ]
     if min(sizes) < 1 or max(sizes) > 1_000_000:
         return "a size is below 1 or absurdly large"
+    parts = (config.layers, config.heads, len(config.upsample_rates), len(config.resblock_kernel_sizes))
+    if max(parts) > _MOST_PARTS or max(map(len, config.resblock_dilations), default=0) > _MOST_PARTS:
+        return f"it has more than {_MOST_PARTS} parts of a kind"
+    if config.rate_hz > _MOST_RATE_HZ:
+        return f"its rate is above {_MOST_RATE_HZ} Hz"
     if config.hop * FRAMES_PER_S != config.rate_hz:
         return (
             f"a frame has {config.hop} samples, at {config.rate_hz} Hz it must have {config.rate_hz // 100}"

@@ -6,10 +6,13 @@ hashes in ``voice.json``, which :func:`services.engines.rvc.voice.load_voice` ch
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from services.common.errors import Kind, Reason, VoxfleetError
 from services.engines.rvc.files import replaced, sha256_of
@@ -31,13 +34,34 @@ def pack_voice(directory: Path, package: Path) -> str:
     _check_names(present)
     with replaced(package) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as target:
         for name in present:
-            # Fixed time and mode: the package's hash is its identity.
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.external_attr = 0o100644 << 16
-            entry.file_size = (directory / name).stat().st_size
-            with (directory / name).open("rb") as source, target.open(entry, "w") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+            with (directory / name).open("rb") as source:
+                _add(target, name, source, (directory / name).stat().st_size)
     return sha256_of(package)
+
+
+def pack_parts(parts: Mapping[str, bytes], sink: BinaryIO) -> None:
+    """Write the files of a voice, by name, as one file: the bytes that :func:`pack_voice` would write."""
+    present = [name for name in _NAMES if name in parts]
+    _check_names([*parts])
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as target:
+        for name in present:
+            _add(target, name, io.BytesIO(parts[name]), len(parts[name]))
+
+
+def read_parts(package: BinaryIO, *, most_bytes: int = _MAX_BYTES) -> dict[str, bytes]:
+    """The files of a package, by name.
+
+    Raises:
+        VoxfleetError: MODEL_CORRUPT where it is no package, is compressed, holds other names or more than
+            ``most_bytes``, or was cut short.
+    """
+    try:
+        with zipfile.ZipFile(package) as source:
+            entries = source.infolist()
+            _check_entries(entries, most_bytes)
+            return {entry.filename: source.read(entry) for entry in entries}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+        raise _corrupt(str(error) or type(error).__name__) from error
 
 
 def unpack_voice(package: Path, directory: Path) -> None:
@@ -51,9 +75,7 @@ def unpack_voice(package: Path, directory: Path) -> None:
     try:
         with zipfile.ZipFile(package) as source:
             entries = source.infolist()
-            _check_names([entry.filename for entry in entries])
-            if sum(entry.file_size for entry in entries) > _MAX_BYTES:
-                raise _corrupt(f"it unfolds to more than {_MAX_BYTES >> 30} GiB")
+            _check_entries(entries, _MAX_BYTES)
             for entry in entries:
                 with source.open(entry) as data, (draft / entry.filename).open("wb") as sink:
                     shutil.copyfileobj(data, sink, 1 << 20)
@@ -65,6 +87,23 @@ def unpack_voice(package: Path, directory: Path) -> None:
         raise _corrupt(str(error) or type(error).__name__) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _add(target: zipfile.ZipFile, name: str, source: BinaryIO, size_bytes: int) -> None:
+    # Fixed time and mode: the package's hash is its identity.
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.external_attr = 0o100644 << 16
+    entry.file_size = size_bytes
+    with target.open(entry, "w") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
+    _check_names([entry.filename for entry in entries])
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _corrupt("it is compressed, which a package never is")
+    if sum(entry.file_size for entry in entries) > most_bytes:
+        raise _corrupt(f"it unfolds to more than {most_bytes >> 20} MiB")
 
 
 def _check_names(names: list[str]) -> None:

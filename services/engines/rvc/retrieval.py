@@ -23,6 +23,8 @@ _REDUCE_OVER = 200_000
 _REDUCED_TO = 10_000
 _KMEANS_ROUNDS = 10
 _MIN_SQUARED_DISTANCE = 1e-9
+_MOST_VALUES = 1 << 28
+"""A gibibyte of vectors: upstream reduces to less long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,53 @@ def load_index(path: Path) -> Retrieval:
             Reason.MODEL_CORRUPT, f"{path.name} is no index that faiss reads: {error}", kind=Kind.DATA_LOSS
         ) from error
     return Retrieval(index, np.asarray(vectors, dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexParts:
+    """What an index is made of: vectors ``[n, width]``, and the centres of its lists ``[k, width]``."""
+
+    vectors: Floats
+    centres: Floats
+
+
+def take_apart(data: bytes, name: str) -> IndexParts:
+    """The parts of a faiss file from outside; only in a jailed process.
+
+    Raises:
+        VoxfleetError: ``MODEL_CORRUPT`` where it is no ``IVF{n},Flat`` by distance, or not of finite numbers.
+    """
+
+    def refused(why: str) -> VoxfleetError:
+        return invalid(Reason.MODEL_CORRUPT, f"{name} is no index of a voice: {why}", file=name)
+
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        if not isinstance(index, faiss.IndexIVFFlat) or index.metric_type != faiss.METRIC_L2:
+            raise refused("it is of another kind than IVF,Flat")
+        if not 1 <= index.ntotal <= _MOST_VALUES // max(index.d, 1) or not 1 <= index.nlist <= index.ntotal:
+            raise refused(f"{index.ntotal} vectors of {index.d} values in {index.nlist} lists")
+        vectors = np.zeros((index.ntotal, index.d), dtype=np.float32)
+        index.reconstruct_n(0, index.ntotal, vectors)
+        centres = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise refused(f"faiss does not read it: {type(error).__name__}") from error
+    if not np.isfinite(vectors).all() or not np.isfinite(centres).all():
+        raise refused("some of its values are no numbers")
+    return IndexParts(vectors, np.asarray(centres, dtype=np.float32))
+
+
+def put_together(parts: IndexParts) -> bytes:
+    """A faiss file that finds what the one that was taken apart finds: same lists, same vectors."""
+    width = parts.vectors.shape[1]
+    coarse = faiss.IndexFlatL2(width)
+    coarse.add(parts.centres)
+    index = faiss.IndexIVFFlat(coarse, width, len(parts.centres), faiss.METRIC_L2)
+    index.is_trained = True
+    index.nprobe = 1
+    index.add(parts.vectors)
+    data: bytes = faiss.serialize_index(index).tobytes()
+    return data
 
 
 def blend(retrieval: Retrieval, features: Floats, rate: float) -> Floats:

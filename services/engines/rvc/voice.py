@@ -81,8 +81,7 @@ def save_voice(
             save_index(draft / INDEX_FILE, retrieval)
         files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
         complete = VoiceFacts(facts.config, facts.content_encoder, facts.f0_method, facts.training, files)
-        text = json.dumps(_to_json(complete), indent=2, sort_keys=True)
-        (draft / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+        (draft / FACTS_FILE).write_bytes(facts_to_json(complete))
         draft.chmod(0o755)
         draft.rename(directory)
     finally:
@@ -108,8 +107,13 @@ def read_facts(directory: Path) -> VoiceFacts:
             f"{directory.name} holds no voice: {FACTS_FILE} is missing",
             kind=Kind.NOT_FOUND,
         )
+    return facts_from_json(path.read_bytes())
+
+
+def facts_from_json(text: bytes) -> VoiceFacts:
+    """The facts that ``voice.json`` says; ``MODEL_CORRUPT`` where it does not hold."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text)
         if data["format"] != FORMAT or data["version"] != VERSION:
             raise corrupt(f"{FACTS_FILE} is not {FORMAT} version {VERSION}")
         return VoiceFacts(
@@ -119,7 +123,7 @@ def read_facts(directory: Path) -> VoiceFacts:
             dict(data["training"]),
             {str(name): str(total) for name, total in data["files"].items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise corrupt(f"{FACTS_FILE} does not parse: {error!r}") from error
 
 
@@ -166,8 +170,9 @@ def corrupt(why: str) -> VoxfleetError:
     return VoxfleetError(Reason.MODEL_CORRUPT, f"the voice cannot be loaded: {why}", kind=Kind.DATA_LOSS)
 
 
-def _to_json(facts: VoiceFacts) -> dict[str, Any]:
-    return {
+def facts_to_json(facts: VoiceFacts) -> bytes:
+    """What ``voice.json`` holds."""
+    document = {
         "format": FORMAT,
         "version": VERSION,
         "config": facts.config.to_dict(),
@@ -176,3 +181,4 @@ def _to_json(facts: VoiceFacts) -> dict[str, Any]:
         "training": dict(facts.training),
         "files": dict(facts.files),
     }
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Leased jobs: texts of batches, conversions, bundles to pull."""
+"""Leased jobs: texts of batches, conversions, bundles to pull, voices in and out of files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from services.common.errors import Kind, Reason, VoxfleetError, internal
@@ -24,6 +25,8 @@ from services.common.jobs.model import (
 from services.common.jobs.tasks import (
     BatchTask,
     ConvertTask,
+    ExportVoiceTask,
+    ImportVoiceTask,
     PullBundleTask,
     RespeakTask,
     SourceAudio,
@@ -33,6 +36,7 @@ from services.common.jobs.tasks import (
 from services.common.jobs.worker import Attempt
 from services.inference import metrics
 from services.inference.app.bundles import Bundles
+from services.inference.app.exchange import Exchange
 from services.inference.app.licences import TeamLicences
 from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
@@ -54,6 +58,8 @@ _SPANS = {
     "store": (95.0, 100.0),
 }
 _PULLS_AT_ONCE = 1
+_EXCHANGED_AT_ONCE = 1
+"""Voices imported, and exported: each takes a CPU and memory beside the pools."""
 _AHEAD = 2
 """Texts held for each slot: one spoken, one waiting."""
 
@@ -66,13 +72,17 @@ class Jobs:
         rvc: the pool that converts.
         bundles: for pulls.
         licences: which weights a team may use.
+        exchange: for voices that come from files and go to files.
     """
 
-    def __init__(self, f5: Pool, rvc: Pool, bundles: Bundles, licences: TeamLicences) -> None:
+    def __init__(
+        self, f5: Pool, rvc: Pool, bundles: Bundles, licences: TeamLicences, exchange: Exchange
+    ) -> None:
         self._f5 = f5
         self._rvc = rvc
         self._bundles = bundles
         self._licences = licences
+        self._exchange = exchange
         self._running: Counter[str] = Counter()
         self._drained: frozenset[str] = frozenset()
         self.nodes: tuple[NodeFacts, ...] = ()
@@ -90,6 +100,8 @@ class Jobs:
             "f5.convert": self._f5.places(),
             "rvc.convert": self._rvc.places(),
             "bundle.pull": _PULLS_AT_ONCE,
+            "voice.import": _EXCHANGED_AT_ONCE,
+            "voice.export": _EXCHANGED_AT_ONCE,
         }
         free = {kind: max(0, most - self._running[kind]) for kind, most in places.items()}
         return Capacity(
@@ -117,6 +129,12 @@ class Jobs:
                         return await _until_stopped(attempt, self._pull(attempt, task))
                     case RespeakTask():
                         return await _until_stopped(attempt, self._respeak(attempt, task))
+                    case ImportVoiceTask():
+                        work = self._exchange.bring_in(task, partial(_advance, attempt))
+                        return await _until_stopped(attempt, work)
+                    case ExportVoiceTask():
+                        work = self._exchange.send_out(task, partial(_advance, attempt))
+                        return await _until_stopped(attempt, work)
                     case TrainTask() | BatchTask():
                         raise internal(f"a job of kind {task.kind} was leased to the inference service")
         except GpusLentError:
@@ -192,6 +210,10 @@ class Jobs:
             metrics.CALLS.labels(engine, kind, "ok").inc()
         finally:
             self._running[kind] -= 1
+
+
+def _advance(attempt: Attempt, phase: str, percent: float) -> None:
+    attempt.report(Progress(phase, percent=percent))
 
 
 def _name_of(audio: SourceAudio) -> str:

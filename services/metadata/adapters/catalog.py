@@ -216,7 +216,7 @@ class CatalogQueries(Queries):
         )
         jobs = sa.text(
             "SELECT id FROM jobs WHERE team = :team AND state IN ('QUEUED', 'RUNNING', 'CANCELLING') "
-            "AND task->'audio'->>'name' = :name LIMIT 10"
+            "AND :name IN (task->'audio'->>'name', task->'model'->>'name', task->'index'->>'name') LIMIT 10"
         )
         found = [f"teams/{team}/voices/{row.id}" for row in await self._all(voices)]
         rows = (await self._connection.execute(jobs, {"team": team, "name": name})).all()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.common.errors import Kind, Reason, VoxfleetError
+from services.common.jobs.tasks import VOICE_MAKING
 from services.metadata.model.catalog import VoiceState
 from services.metadata.model.jobs import Job, JobState
 from services.metadata.ports.store import Store, Transaction
@@ -24,8 +25,8 @@ def lane_of(job: Job) -> LaneKey:
 
 
 async def fail_voice_of(tx: Transaction, job: Job) -> None:
-    """Marks the voice of a training that will not go on as failed."""
-    if job.kind == "rvc.train":
+    """Marks the voice of a training or an import that will not go on as failed."""
+    if job.kind in VOICE_MAKING:
         await set_voice_state(tx, job, VoiceState.TRAINING, VoiceState.FAILED)
 
 

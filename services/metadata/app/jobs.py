@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
+from services.common.jobs.tasks import VOICE_MAKING
 from services.metadata.app.endings import fail_voice_of, lane_of, set_voice_state
 from services.metadata.app.feed import JobFeed, Seen, with_running
 from services.metadata.model.catalog import VoiceState
@@ -138,7 +139,7 @@ class Jobs:
                     raise state_conflict(job, "only a failed or cancelled job can be retried")
                 job = await tx.requeue(job, "retried by its owner", more_attempts=_MORE_ATTEMPTS)
                 tx.wake_lanes([lane_of(job)])
-            if job.kind == "rvc.train":
+            if job.kind in VOICE_MAKING:
                 voice = await set_voice_state(tx, job, VoiceState.FAILED, VoiceState.TRAINING)
                 if voice is VoiceState.DELETED:
                     raise state_conflict(job, "its voice was deleted: undelete that first")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from services.common import names
+from services.common.community import check_exportable
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
 from services.common.licences import check_licence
@@ -13,7 +15,7 @@ from services.common.limits import MAX_RESPOKEN_S, MAX_TEXT
 from services.common.pronouncing import Pronouncer
 from services.metadata.app.lexicons import pronouncer_of
 from services.metadata.app.voices import resolve_voice
-from services.metadata.model.catalog import Audio, VoiceState
+from services.metadata.model.catalog import VOICE_FILE, Audio, VoiceState
 from services.metadata.model.jobs import JobState, NewJob, PriorityClass
 from services.metadata.ports.store import Transaction
 
@@ -234,12 +236,66 @@ async def respeaking_words(
 
 
 async def team_audio(tx: Transaction, team: str, name: str, field: str) -> Audio:
-    """An audio of the team, by name. Errors: AUDIO_NOT_FOUND."""
+    """An audio of the team, by name. Errors: AUDIO_NOT_FOUND, INVALID_FORMAT."""
+    audio = await _team_file(tx, team, name, field)
+    if audio.purpose == VOICE_FILE:
+        raise invalid(
+            Reason.INVALID_FORMAT,
+            f"{audio.name} is a voice's file, not audio",
+            field=field,
+            detail="the purpose of its upload",
+        )
+    return audio
+
+
+async def _team_file(tx: Transaction, team: str, name: str, field: str) -> Audio:
     parsed = names.parse(name, "audios", field=field)
     audio = await tx.get_audio(team, parsed.id) if parsed.team == team else None
     if audio is None:
         raise not_found(Reason.AUDIO_NOT_FOUND, name)
     return audio
+
+
+async def voice_file(tx: Transaction, team: str, name: str, field: str) -> tasks.VoiceFile:
+    """A file of the team that may hold a voice, by name. Errors: AUDIO_NOT_FOUND, INVALID_FORMAT."""
+    found = await _team_file(tx, team, name, field)
+    if found.purpose != VOICE_FILE:
+        raise invalid(
+            Reason.INVALID_FORMAT,
+            f"{found.name} was not uploaded as a voice's file: upload it with the purpose VOICE_FILE",
+            field=field,
+            detail="the purpose of its upload",
+        )
+    return tasks.VoiceFile(name=found.name, blob=found.blob, display_name=found.display_name)
+
+
+async def exporting_voice(
+    tx: Transaction, team: str, voice_id: str, form: Literal["voxfleet", "pth"]
+) -> tasks.ExportVoiceTask:
+    """What is to be exported.
+
+    Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, LICENCE_NOT_ALLOWED; UNSUPPORTED_ENGINE where the format cannot
+    hold the voice.
+    """
+    voice, _, _ = await resolve_voice(tx, team, voice_id, field="name")
+    if voice.engine != "rvc" or voice.package is None:
+        raise invalid(
+            Reason.UNSUPPORTED_ENGINE,
+            f"{voice.name} is a zero-shot voice: it is its reference clip, which DownloadAudio gives",
+            field="name",
+            engine=voice.engine,
+        )
+    if form == "pth":
+        check_exportable(voice.name, voice.content_encoder, field="format")
+    if voice.weights_licence:
+        check_licence(await tx.allowed_licences(team), voice.weights_licence, voice.name)
+    return tasks.ExportVoiceTask(
+        team=team,
+        voice=tasks.RvcVoice(name=voice.name, package=voice.package),
+        format=form,
+        licence=voice.weights_licence,
+        weights_trained=voice.weights_trained,
+    )
 
 
 def source_of(audio: Audio) -> tasks.SourceAudio:

@@ -6,11 +6,12 @@ import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from services.common import limits, names
 from services.common.errors import Kind, Reason, VoxfleetError, invalid, not_found
 from services.common.jobs import tasks
+from services.common.licences import IMPORTED_LICENCE, check_licence
 from services.common.pronouncing import Pronouncer
 from services.metadata.app.endings import lane_of
 from services.metadata.app.resolving import (
@@ -20,6 +21,7 @@ from services.metadata.app.resolving import (
     check_trainable,
     converting_item,
     converting_voice,
+    exporting_voice,
     line_job,
     respeaking_item,
     respeaking_voice,
@@ -28,6 +30,7 @@ from services.metadata.app.resolving import (
     speaking_pronouncer,
     speaking_voice,
     team_audio,
+    voice_file,
 )
 from services.metadata.app.voices import voice_exists
 from services.metadata.model.catalog import Voice, VoiceState
@@ -195,6 +198,63 @@ class Submitter:
                 if errors and len(errors) == len(resolved):
                     raise errors[0]
             return await self._add_batch(tx, request, job_id, "f5.item", items)
+
+    async def import_voice(
+        self, request: Request, voice_id: str, model: str, index: str, licence: str
+    ) -> Job:
+        """Makes a voice that is to be imported, and its job. ``index`` may be empty.
+
+        Errors: AUDIO_NOT_FOUND, INVALID_FORMAT, LICENCE_NOT_ALLOWED, VOICE_EXISTS.
+        """
+        team = request.team
+        job_id = names.new_id()
+        licence = licence or IMPORTED_LICENCE
+        async with self._store.tenant(team) as tx:
+            if found := await self._repeat(tx, request, "ImportVoice", job_id):
+                return found
+            file = await voice_file(tx, team, model, "model_file")
+            added = await voice_file(tx, team, index, "index_file") if index else None
+            voice = Voice(
+                team,
+                voice_id,
+                request.display_name or voice_id,
+                "rvc",
+                VoiceState.TRAINING,
+                job_id=job_id,
+                weights_licence=licence,
+                labels=request.labels,
+            )
+            check_licence(await tx.allowed_licences(team), licence, voice.name)
+            if await tx.get_voice(team, voice_id) is not None:
+                raise voice_exists(voice.name)
+            task = tasks.ImportVoiceTask(
+                team=team,
+                voice=voice.name,
+                display_name=voice.display_name,
+                model=file,
+                index=added,
+                licence=licence,
+            )
+            job = self._job(request, job_id, task.kind, PriorityClass.CONVERSION, task.model_dump_json())
+            if request.validate_only:
+                return _preview(job)
+            if not await tx.add_voice(voice):
+                raise voice_exists(voice.name)
+            return await self._add(tx, job)
+
+    async def export_voice(self, request: Request, voice_id: str, form: Literal["voxfleet", "pth"]) -> Job:
+        """Makes the job that exports a trained voice.
+
+        Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED.
+        """
+        job_id = names.new_id()
+        async with self._store.tenant(request.team) as tx:
+            if found := await self._repeat(tx, request, "ExportVoice", job_id):
+                return found
+            task = await exporting_voice(tx, request.team, voice_id, form)
+            job = self._job(request, job_id, task.kind, PriorityClass.CONVERSION, task.model_dump_json())
+            job = replace(job, display_name=voice_id)
+            return _preview(job) if request.validate_only else await self._add(tx, job)
 
     async def pull_bundle(self, request: Request, bundle: str, *, accepted_licence: bool) -> Job:
         """Makes the job that brings a bundle of weights into the store."""

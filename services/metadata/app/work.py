@@ -25,7 +25,7 @@ from services.common.jobs.model import (
 )
 from services.common.together import Together
 from services.metadata.app.endings import fail_voice_of, lane_of
-from services.metadata.model.catalog import Audio, VoiceState
+from services.metadata.model.catalog import VOICE_FILE, Audio, VoiceState
 from services.metadata.model.fleet import WorkerRow
 from services.metadata.model.jobs import (
     FINAL_STATES,
@@ -300,15 +300,9 @@ class Work:
             team=job.team,
             id=names.new_id(),
             display_name=output.display_name,
-            purpose="AUDIO_PURPOSE_OUTPUT",
+            purpose=VOICE_FILE if output.voice_file else "AUDIO_PURPOSE_OUTPUT",
             blob=output.blob,
-            measures={
-                "duration_s": output.duration_s,
-                "rate_hz": output.rate_hz,
-                "channels": output.channels,
-                "codec": output.codec,
-                **_said(output),
-            },
+            measures={} if output.voice_file else _measures(output),
             assessment={},
             labels={},
             provenance={
@@ -331,9 +325,14 @@ class Work:
         return audio.name
 
 
-def _said(output: AudioOutput) -> dict[str, Any]:
-    """What is known of speech beside its sound; it stands with the measures."""
-    found: dict[str, Any] = {}
+def _measures(output: AudioOutput) -> dict[str, Any]:
+    """What is known of an output; what is said in it, and how well, stands with the measures."""
+    found: dict[str, Any] = {
+        "duration_s": output.duration_s,
+        "rate_hz": output.rate_hz,
+        "channels": output.channels,
+        "codec": output.codec,
+    }
     if output.words:
         found["words"] = [
             {"word": word.text, "start_s": word.start_s, "end_s": word.end_s} for word in output.words

@@ -20,6 +20,10 @@ class VoiceState(enum.StrEnum):
     DELETED = "DELETED"
 
 
+VOICE_FILE = "AUDIO_PURPOSE_VOICE_FILE"
+"""The purpose of what is no audio: a file of a voice."""
+
+
 @dataclass(frozen=True, slots=True)
 class Upload:
     """An upload that is not yet an audio. ``spec`` is the announced ``AudioSpec`` as JSON data."""

@@ -20,7 +20,7 @@ NODE_CAP_S = 5.0
 LEAST_SCALE = 1.0 / 64.0
 """A job that runs out of memory with a 64th of its batch does not fit."""
 
-_WITHOUT_BATCH = frozenset({"bundle.pull"})
+_WITHOUT_BATCH = frozenset({"bundle.pull", "voice.import", "voice.export"})
 
 
 @dataclass(frozen=True, slots=True)

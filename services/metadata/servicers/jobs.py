@@ -150,15 +150,30 @@ class SubmitServicer:
             max_steps=p.max_steps,
             gpu_type=p.gpu_type,
         )
-        voice_id = (
-            names.check_id(request.voice_id, field="voice_id")
-            if request.voice_id
-            else names.slug(request.display_name or "voice")
-        )
         job = await self._submitter.train(
-            _request(request), voice_id, list(request.audios), parameters, force=request.force
+            _request(request), _voice_id(request), list(request.audios), parameters, force=request.force
         )
         return convert.job_to_proto(job)
+
+    async def ImportVoice(self, request: voice_pb2.ImportVoiceRequest, _: object) -> job_pb2.Job:
+        """Makes a voice of files from outside."""
+        job = await self._submitter.import_voice(
+            _request(request),
+            _voice_id(request),
+            request.model_file,
+            request.index_file,
+            request.weights_licence,
+        )
+        return convert.job_to_proto(job)
+
+    async def ExportVoice(self, request: voice_pb2.ExportVoiceRequest, _: object) -> job_pb2.Job:
+        """Makes files of a voice."""
+        name = names.parse(request.name, "voices")
+        as_pth = request.format == voice_pb2.VOICE_EXPORT_FORMAT_PTH
+        envelope = _request(request, team=name.team)
+        return convert.job_to_proto(
+            await self._submitter.export_voice(envelope, name.id, "pth" if as_pth else "voxfleet")
+        )
 
     async def ConvertAudio(self, request: synthesis_pb2.ConvertAudioRequest, _: object) -> job_pb2.Job:
         """Converts one recording or several."""
@@ -255,10 +270,15 @@ def _output(output: synthesis_pb2.OutputFormat) -> tasks.Output:
     return speaking.output_of(output)
 
 
-def _request(request: message.Message, *, spec: dict[str, Any] | None = None) -> Request:
-    parent = str(getattr(request, "parent"))  # noqa: B009 - every submit has one; Message does not say so
+def _voice_id(request: voice_pb2.TrainVoiceRequest | voice_pb2.ImportVoiceRequest) -> str:
+    if request.voice_id:
+        return names.check_id(request.voice_id, field="voice_id")
+    return names.slug(request.display_name or "voice")
+
+
+def _request(request: message.Message, *, spec: dict[str, Any] | None = None, team: str = "") -> Request:
     return Request(
-        team=names.parse_team(parent),
+        team=team or names.parse_team(str(getattr(request, "parent", ""))),
         request_id=str(getattr(request, "request_id", "")),
         fingerprint=convert.fingerprint(request),
         spec=spec if spec is not None else convert.as_json(request),

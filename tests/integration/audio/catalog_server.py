@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.audio import wire
-from services.audio.model import Assessment, Grade, Measures
+from services.audio.model import Assessment, Grade, Judged, Measures
 from services.common.jobs.wire import blob_from_proto, blob_to_proto
 from services.common.names import parse_team
 from services.common.rpc.caller import current_caller
@@ -39,9 +39,10 @@ class CatalogServer:
 
     async def CommitAudio(self, request, context):
         blob = blob_from_proto(request.blob)
-        return await self.catalog.commit_audio(
-            request.upload, blob, _measures(request.measures), _assessment(request.assessment)
-        )
+        judged = None
+        if request.HasField("measures"):
+            judged = Judged(_measures(request.measures), _assessment(request.assessment))
+        return await self.catalog.commit_audio(request.upload, blob, judged)
 
     async def ResolveAudio(self, request, context):
         found = await self.catalog.resolve_audio(request.name)

@@ -25,6 +25,8 @@ import ray
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.artifacts.model import content_key
 from services.common.errors import Reason, VoxfleetError
+from services.common.jail.running import run_jailed
+from services.common.jail.work import JailLimits
 from services.common.jobs.model import Fence, Lease, Outcome, Succeeded
 from services.common.jobs.tasks import Blob, F5Voice, SpeakingParameters, SpeakTask
 from services.common.jobs.worker import Attempt
@@ -36,6 +38,7 @@ from services.inference.adapters.ray_pool import (
     build_body,
 )
 from services.inference.app.bundles import Bundles
+from services.inference.app.exchange import Exchange
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
@@ -253,7 +256,8 @@ async def test_a_real_replica_is_killed_in_mid_batch(cluster: None, tmp_path: Pa
     unused = Pool(PoolPlan(Role.RVC, 0), executor(tmp_path))
     catalog = FakeCatalog()
     bundles = Bundles(catalog, MemoryArtifactStore(), tmp_path)
-    jobs = Jobs(pool, unused, bundles, TeamLicences(catalog))
+    exchange = Exchange(MemoryArtifactStore(), tmp_path, run_jailed, JailLimits())
+    jobs = Jobs(pool, unused, bundles, TeamLicences(catalog), exchange)
     chance = random.Random(10)
     number = 0
     used_mib: list[float] = []

@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import replace
 
 from services.audio import wire
-from services.audio.model import Assessment, Measures
+from services.audio.model import Assessment, Judged, Measures
 from services.audio.records import AudioSpec, ResolvedAudio, UploadRecord
 from services.common import names
 from services.common.errors import Kind, Reason, VoxfleetError, not_found
@@ -64,9 +64,7 @@ class MemoryCatalog:
             del self.uploads[name]
             self.drops.append(name)
 
-    async def commit_audio(
-        self, upload: str, blob: Blob, measures: Measures, assessment: Assessment
-    ) -> audio_pb2.Audio:
+    async def commit_audio(self, upload: str, blob: Blob, judged: Judged | None) -> audio_pb2.Audio:
         record = await self.fetch_upload(upload)
         if record.committed_audio:
             return self.audios[record.committed_audio]
@@ -76,8 +74,8 @@ class MemoryCatalog:
             display_name=record.spec.display_name,
             purpose=wire.spec_to_proto(record.spec).purpose,
             state=audio_pb2.AUDIO_STATE_READY,
-            measures=wire.measures_to_proto(measures),
-            assessment=wire.assessment_to_proto(assessment),
+            measures=judged and wire.measures_to_proto(judged.measures),
+            assessment=judged and wire.assessment_to_proto(judged.assessment),
             labels=dict(record.spec.labels),
         )
         self._add(audio, blob)

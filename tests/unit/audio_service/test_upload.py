@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.unit.audio_service.bench import (
     tone,
     upload_name,
 )
+from voxfleet.v1 import audio_pb2
 
 
 async def test_a_file_becomes_an_audio_at_its_hash_and_staging_is_gone(bench, speech):
@@ -161,3 +163,21 @@ async def test_too_many_streams_are_told_to_come_back(tmp_path, speech):
     await asyncio.wait({call})
     await bench.uploads.drain(5)
     assert (await bench.send(speech)).size_bytes == len(speech)
+
+
+async def test_a_voices_file_is_stored_unopened(bench):
+    class Never:
+        async def examine(self, path, *, max_duration_s, max_channels):
+            raise AssertionError("nobody looks into it here")
+
+    data = b"\x80\x02 whatever it is" * 10_000
+    bench.finisher = dataclasses.replace(bench.finisher, examiner=Never())
+    bench.uploads._finisher = bench.finisher
+    audio = await bench.send(data, purpose=Purpose.VOICE_FILE, display_name="a.pth", sha256=sha256(data))
+    assert bench.store.get_bytes(bench.stored()[0]) == data
+    assert (audio.sha256, audio.media_type) == (sha256(data), "application/octet-stream")
+    assert audio.purpose == audio_pb2.AUDIO_PURPOSE_VOICE_FILE
+    assert not audio.assessment.grade
+    with pytest.raises(VoxfleetError) as caught:
+        await bench.audios.analyze(audio.name, 10)
+    assert caught.value.reason is Reason.INVALID_FORMAT

@@ -294,6 +294,8 @@ def test_every_field_of_a_routed_request_that_names_a_resource_is_checked():
         "depends_on",
         "quota",
         "webhook",
+        "model_file",
+        "index_file",
     }
     free = {
         ("CreateVoiceRequest", "voice"),  # a message, whose references are checked
@@ -307,7 +309,7 @@ def test_every_field_of_a_routed_request_that_names_a_resource_is_checked():
         descriptor = service_descriptor(f"voxfleet.v1.{service}")
         for name in methods:
             request = descriptor.methods_by_name[name].input_type
-            checked = {path.split(".")[0].removesuffix("[]") for path in NAMES.get(request.name, {})}
+            checked = {path.split(".")[0].rstrip("[]?") for path in NAMES.get(request.name, {})}
             fields = {field.name for field in request.fields}
             missing = {
                 field

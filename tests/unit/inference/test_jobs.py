@@ -9,6 +9,8 @@ import pytest
 
 from services.common.artifacts.memory_store import MemoryArtifactStore
 from services.common.errors import Reason, VoxfleetError, invalid
+from services.common.jail.running import run_jailed
+from services.common.jail.work import JailLimits
 from services.common.jobs.model import (
     AttemptStopped,
     Fence,
@@ -31,6 +33,7 @@ from services.common.jobs.tasks import (
 )
 from services.common.jobs.worker import Attempt
 from services.inference.app.bundles import Bundles
+from services.inference.app.exchange import Exchange
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
@@ -49,6 +52,9 @@ def text(words: str, **parameters: object) -> SpeakTask:
     return SpeakTask(team="blue", text=words, voice=VOICE, parameters=SpeakingParameters(**parameters))
 
 
+EXCHANGE = {"voice.import": 1, "voice.export": 1}
+
+
 class Rig:
     def __init__(self, tmp_path: Path, *, slots: int = 1) -> None:
         self.executor = FakeExecutor()
@@ -56,7 +62,8 @@ class Rig:
         self.rvc = Pool(PoolPlan(Role.RVC), self.executor)
         self.catalog = FakeCatalog()
         bundles = Bundles(self.catalog, MemoryArtifactStore(), tmp_path)
-        self.jobs = Jobs(self.f5, self.rvc, bundles, TeamLicences(self.catalog))
+        exchange = Exchange(MemoryArtifactStore(), tmp_path, run_jailed, JailLimits())
+        self.jobs = Jobs(self.f5, self.rvc, bundles, TeamLicences(self.catalog), exchange)
         for pool in (self.f5, self.rvc):
             pool.use(EngineSpec(pool.plan.role))
         self.speaker, self.converter = self.executor.engines
@@ -228,10 +235,11 @@ async def test_capacity_falls_as_jobs_run(tmp_path: Path) -> None:
     rig = await Rig.up(tmp_path, slots=5)
     # One of the slots is kept for streams; for each of the others one text waits.
     rig.f5.plan = PoolPlan(Role.F5, reserved=1)
-    assert rig.jobs.capacity().free == {"f5.item": 8, "f5.convert": 4, "rvc.convert": 1, "bundle.pull": 1}
+    free = {"f5.item": 8, "f5.convert": 4, "rvc.convert": 1, "bundle.pull": 1, **EXCHANGE}
+    assert rig.jobs.capacity().free == free
     tasks = [rig.begin(task)[1] for task in (text("a"), text("b"), CONVERT)]
     await settle()
-    assert rig.jobs.capacity().free == {"f5.item": 6, "f5.convert": 4, "rvc.convert": 0, "bundle.pull": 1}
+    assert rig.jobs.capacity().free == {**free, "f5.item": 6, "rvc.convert": 0}
     assert rig.jobs.capacity().default_bundle == "f5-small-random"
     for task in tasks:
         task.cancel()

@@ -73,6 +73,10 @@ class _AudioPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AudioPur
     """A reference clip for zero-shot cloning: 3 to 30 s, best 10."""
     AUDIO_PURPOSE_OUTPUT: _AudioPurpose.ValueType  # 4
     """Made by Voxfleet."""
+    AUDIO_PURPOSE_VOICE_FILE: _AudioPurpose.ValueType  # 5
+    """Not audio: a voice's file, sent for ImportVoice or made by ExportVoice. Up to 1 GB; it travels, is
+    verified and expires as audio does, and is never decoded nor measured.
+    """
 
 class AudioPurpose(_AudioPurpose, metaclass=_AudioPurposeEnumTypeWrapper):
     """What an audio is for."""
@@ -87,6 +91,10 @@ AUDIO_PURPOSE_REFERENCE: AudioPurpose.ValueType  # 3
 """A reference clip for zero-shot cloning: 3 to 30 s, best 10."""
 AUDIO_PURPOSE_OUTPUT: AudioPurpose.ValueType  # 4
 """Made by Voxfleet."""
+AUDIO_PURPOSE_VOICE_FILE: AudioPurpose.ValueType  # 5
+"""Not audio: a voice's file, sent for ImportVoice or made by ExportVoice. Up to 1 GB; it travels, is
+verified and expires as audio does, and is never decoded nor measured.
+"""
 Global___AudioPurpose: _TypeAlias = AudioPurpose  # noqa: Y015
 
 @_typing.final

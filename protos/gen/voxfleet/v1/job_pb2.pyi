@@ -451,7 +451,7 @@ class JobResult(_message.Message):
     """Whether those weights were ever trained."""
     @_builtins.property
     def audios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The audios."""
+        """The audios; of an export the voice's files."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

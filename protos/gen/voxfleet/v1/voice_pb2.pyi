@@ -147,11 +147,11 @@ class Voice(_message.Message):
     display_name: _builtins.str
     """A name for people."""
     engine: _builtins.str
-    """`f5` (zero-shot) or `rvc` (trained). Output only."""
+    """`f5` (zero-shot) or `rvc` (trained, or imported). Output only."""
     state: Global___VoiceState.ValueType
     """Output only."""
     training_job: _builtins.str
-    """The job that trained it. Output only."""
+    """The job that trained it, or imported it. Output only."""
     bundle: _builtins.str
     """The bundle it needs, such as `f5-v1-base`. Output only."""
     content_encoder: _builtins.str
@@ -159,7 +159,9 @@ class Voice(_message.Message):
     rate_hz: _builtins.int
     """Output sample rate. Output only."""
     weights_licence: _builtins.str
-    """SPDX id of the licence of what it was made with. Output only."""
+    """SPDX id of the licence of what it was made with; `LicenseRef-imported` of an imported voice of which nobody
+    said. Output only.
+    """
     weights_trained: _builtins.bool
     """Whether those weights were ever trained. Output only."""
     consent: _builtins.str
@@ -449,37 +451,79 @@ Global___RvcTrainingParameters: _TypeAlias = RvcTrainingParameters  # noqa: Y015
 
 @_typing.final
 class ImportVoiceRequest(_message.Message):
-    """Imports a community voice."""
+    """Imports a voice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARENT_FIELD_NUMBER: _builtins.int
     VOICE_ID_FIELD_NUMBER: _builtins.int
-    MODEL_UPLOAD_FIELD_NUMBER: _builtins.int
-    INDEX_UPLOAD_FIELD_NUMBER: _builtins.int
+    MODEL_FILE_FIELD_NUMBER: _builtins.int
+    INDEX_FILE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`teams/{team}`."""
     voice_id: _builtins.str
-    """The last part of its name."""
-    model_upload: _builtins.str
-    """An upload that holds the `.pth`."""
-    index_upload: _builtins.str
-    """An upload that holds the `.index`."""
+    """The last part of its name; made from the display name where empty."""
+    model_file: _builtins.str
+    """`teams/{team}/audios/{audio}`, uploaded with the purpose VOICE_FILE: a community `.pth`, or a package of
+    ours. Its content decides which.
+    """
+    index_file: _builtins.str
+    """The same, of a `.pth`: its `.index`, where there is one."""
     request_id: _builtins.str
     """Makes a repeat return the first answer."""
+    display_name: _builtins.str
+    """A name for people."""
+    weights_licence: _builtins.str
+    """SPDX id of the licence of its weights, such as `CC-BY-4.0`; `LicenseRef-imported` where empty. A team that may
+    use certain licences alone must list it.
+    """
+    validate_only: _builtins.bool
+    """Checks everything but the files' contents, makes nothing."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         voice_id: _builtins.str = ...,
-        model_upload: _builtins.str = ...,
-        index_upload: _builtins.str = ...,
+        model_file: _builtins.str = ...,
+        index_file: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        weights_licence: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_upload", b"index_upload", "model_upload", b"model_upload", "parent", b"parent", "request_id", b"request_id", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "index_file", b"index_file", "labels", b"labels", "model_file", b"model_file", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only", "voice_id", b"voice_id", "weights_licence", b"weights_licence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -494,22 +538,26 @@ class ExportVoiceRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`teams/{team}/voices/{voice}`."""
     format: Global___VoiceExportFormat.ValueType
     """The format."""
     request_id: _builtins.str
     """Makes a repeat return the first answer."""
+    validate_only: _builtins.bool
+    """Checks everything, makes nothing."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         format: Global___VoiceExportFormat.ValueType = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

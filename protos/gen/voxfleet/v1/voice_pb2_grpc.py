@@ -113,14 +113,20 @@ class VoiceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportVoice(self, request, context):
-        """Imports a community voice, as a job.
+        """Imports a voice from a community `.pth` or from a package that ExportVoice made, as a job.
+
+        The file is opened in a jailed process that has neither network nor files, and becomes plain tensors there;
+        no worker ever unpickles it.
+        Errors: AUDIO_NOT_FOUND, INVALID_FORMAT, LICENCE_NOT_ALLOWED, VOICE_EXISTS, QUEUE_FULL; of the job
+        MODEL_CORRUPT, UNSUPPORTED_ENGINE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportVoice(self, request, context):
-        """Exports a voice as a file, as a job.
+        """Exports a trained voice as files, as a job; DownloadAudio gives them.
+        Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED, QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,9 +46,17 @@ class VoiceServiceStub:
     Errors: AUDIO_NOT_FOUND, AUDIO_TOO_SHORT, QUALITY_TOO_LOW, VOICE_EXISTS, QUEUE_FULL.
     """
     ImportVoice: _grpc.UnaryUnaryMultiCallable[_voice_pb2.ImportVoiceRequest, _job_pb2.Job]
-    """Imports a community voice, as a job."""
+    """Imports a voice from a community `.pth` or from a package that ExportVoice made, as a job.
+
+    The file is opened in a jailed process that has neither network nor files, and becomes plain tensors there;
+    no worker ever unpickles it.
+    Errors: AUDIO_NOT_FOUND, INVALID_FORMAT, LICENCE_NOT_ALLOWED, VOICE_EXISTS, QUEUE_FULL; of the job
+    MODEL_CORRUPT, UNSUPPORTED_ENGINE.
+    """
     ExportVoice: _grpc.UnaryUnaryMultiCallable[_voice_pb2.ExportVoiceRequest, _job_pb2.Job]
-    """Exports a voice as a file, as a job."""
+    """Exports a trained voice as files, as a job; DownloadAudio gives them.
+    Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED, QUEUE_FULL.
+    """
     GetVoice: _grpc.UnaryUnaryMultiCallable[_voice_pb2.GetVoiceRequest, _voice_pb2.Voice]
     """One voice."""
     ListVoices: _grpc.UnaryUnaryMultiCallable[_voice_pb2.ListVoicesRequest, _voice_pb2.ListVoicesResponse]
@@ -79,9 +87,17 @@ class VoiceServiceAsyncStub(VoiceServiceStub):
     Errors: AUDIO_NOT_FOUND, AUDIO_TOO_SHORT, QUALITY_TOO_LOW, VOICE_EXISTS, QUEUE_FULL.
     """
     ImportVoice: _aio.UnaryUnaryMultiCallable[_voice_pb2.ImportVoiceRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Imports a community voice, as a job."""
+    """Imports a voice from a community `.pth` or from a package that ExportVoice made, as a job.
+
+    The file is opened in a jailed process that has neither network nor files, and becomes plain tensors there;
+    no worker ever unpickles it.
+    Errors: AUDIO_NOT_FOUND, INVALID_FORMAT, LICENCE_NOT_ALLOWED, VOICE_EXISTS, QUEUE_FULL; of the job
+    MODEL_CORRUPT, UNSUPPORTED_ENGINE.
+    """
     ExportVoice: _aio.UnaryUnaryMultiCallable[_voice_pb2.ExportVoiceRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Exports a voice as a file, as a job."""
+    """Exports a trained voice as files, as a job; DownloadAudio gives them.
+    Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED, QUEUE_FULL.
+    """
     GetVoice: _aio.UnaryUnaryMultiCallable[_voice_pb2.GetVoiceRequest, _voice_pb2.Voice]  # type: ignore[assignment]
     """One voice."""
     ListVoices: _aio.UnaryUnaryMultiCallable[_voice_pb2.ListVoicesRequest, _voice_pb2.ListVoicesResponse]  # type: ignore[assignment]
@@ -127,7 +143,13 @@ class VoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _voice_pb2.ImportVoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Imports a community voice, as a job."""
+        """Imports a voice from a community `.pth` or from a package that ExportVoice made, as a job.
+
+        The file is opened in a jailed process that has neither network nor files, and becomes plain tensors there;
+        no worker ever unpickles it.
+        Errors: AUDIO_NOT_FOUND, INVALID_FORMAT, LICENCE_NOT_ALLOWED, VOICE_EXISTS, QUEUE_FULL; of the job
+        MODEL_CORRUPT, UNSUPPORTED_ENGINE.
+        """
 
     @_abc_1.abstractmethod
     def ExportVoice(
@@ -135,7 +157,9 @@ class VoiceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _voice_pb2.ExportVoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Exports a voice as a file, as a job."""
+        """Exports a trained voice as files, as a job; DownloadAudio gives them.
+        Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED, QUEUE_FULL.
+        """
 
     @_abc_1.abstractmethod
     def GetVoice(

@@ -45,7 +45,7 @@ def upload(
         ),
     ],
     *,
-    purpose: Annotated[str, typer.Option(help="training, conversion or reference.")] = "conversion",
+    purpose: Annotated[str, typer.Option(help="training, conversion, reference; voice_file.")] = "conversion",
     name: Annotated[str, typer.Option(help="A name for people; the file's own by default.")] = "",
     label: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
     wait: Annotated[bool, typer.Option("--wait", help="Until it is ready or rejected.")] = False,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from voxfleet.cli import output
+from voxfleet.cli.commands.audio import download_to, file_name
 from voxfleet.cli.commands.jobs import After, Priority
 from voxfleet.cli.session import Session, command, pairs
 
 if TYPE_CHECKING:
     from voxfleet.v1 import voice_pb2
 
-group = typer.Typer(help="Make, train, list, change voices.", no_args_is_help=True)
+group = typer.Typer(help="Make, train, import, export, list, change voices.", no_args_is_help=True)
 
 VoiceName = Annotated[str, typer.Argument(metavar="VOICE", help="Its id or name.", show_default=False)]
 VoiceId = Annotated[
@@ -144,6 +146,74 @@ def train(
         session.say("valid: nothing was made")
     else:
         session.submitted(job, follow=follow)
+
+
+@command(group, "import")
+def import_voice(
+    session: Session,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A community .pth, or a package that export made.", show_default=False
+        ),
+    ],
+    *,
+    index: Annotated[str, typer.Option(metavar="FILE", help="The .index of a .pth.")] = "",
+    voice_id: VoiceId = "",
+    name: DisplayName = "",
+    licence: Annotated[str, typer.Option(help="SPDX id of its weights' licence, such as CC-BY-4.0.")] = "",
+    label: Labels = [],  # noqa: B006
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check, make nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for its end.")] = True,
+) -> None:
+    """Import a voice from a file, as a job: it is opened where it can do no harm."""
+    labels = pairs(label, "--label")
+    model_file = session.audio(file, "voice_file")
+    job = session.client.voices.import_voice(
+        model_file,
+        index_file=session.audio(index, "voice_file") if index else "",
+        voice_id=voice_id,
+        display_name=name or Path(file).stem,
+        weights_licence=licence,
+        labels=labels,
+        validate_only=validate_only,
+    )
+    if validate_only:
+        session.show(job)
+        session.say("valid as far as can be told without opening it: nothing was made")
+    elif follow:
+        session.remark(job.name)
+        session.show(session.client.voices.get(session.follow(job).result.voice))
+    else:
+        session.submitted(job, follow=False)
+
+
+@command(group, "export")
+def export_voice(
+    session: Session,
+    name: VoiceName,
+    *,
+    format: Annotated[  # noqa: A002
+        str, typer.Option(help="voxfleet (a package), or pth (the community's; ContentVec voices only).")
+    ] = "voxfleet",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write to; this one by default.")
+    ] = Path(),
+) -> None:
+    """Export a trained voice to files, and download them."""
+    if not out.is_dir():
+        raise typer.BadParameter(f"there is no folder {out}")
+    job = session.client.voices.export_voice(name, format=format)
+    session.remark(job.name)
+    done = session.follow(job)
+    files = []
+    for audio in done.result.audios:
+        made = session.client.audio.get(audio)
+        files.append(str(download_to(session, made.name, out / file_name(made))))
+    if session.as_json:
+        output.print_json({"job": done.name, "files": files})
+    for path in files:
+        session.say(path)
 
 
 @command(group, "list")

@@ -51,7 +51,8 @@ class AudioGroup:
         Args:
             source: a path, the bytes, or an open binary file (read from where it stands; a pipe is copied
                 first).
-            purpose: ``training``, ``conversion`` or ``reference``.
+            purpose: ``training``, ``conversion`` or ``reference``; ``voice_file`` of what is no audio, but a
+                voice to import.
             display_name: for people; the file's name where empty.
             labels: free labels.
             progress: told of the bytes sent and of all bytes, after each chunk.

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from voxfleet.client import names
+from voxfleet.client.enums import VOICE_EXPORT_FORMATS, enum_value
 from voxfleet.client.errors import InvalidArgument
 from voxfleet.client.sync.calls import Calls
 from voxfleet.v1 import job_pb2, voice_pb2, voice_pb2_grpc
 
 
 class VoiceGroup:
-    """Makes, trains, lists, changes and deletes voices."""
+    """Makes, trains, imports, exports, lists, changes and deletes voices."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -106,6 +107,65 @@ class VoiceGroup:
             request_id=request_id or names.new_request_id(),
         )
         return self._calls.unary(self._stub.TrainVoice, request, safe=True)
+
+    def import_voice(
+        self,
+        model_file: str,
+        *,
+        index_file: str = "",
+        voice_id: str = "",
+        display_name: str = "",
+        weights_licence: str = "",
+        labels: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> job_pb2.Job:
+        """Imports a voice from files, as a job; the voice is the job's ``result.voice``.
+
+        Args:
+            model_file: a community ``.pth`` or a package of ours, uploaded with the purpose
+                ``voice_file``: id or name.
+            index_file: the ``.index`` of a ``.pth``, uploaded in the same way.
+            voice_id: the last part of its name; made from the display name where empty.
+            display_name: for people.
+            weights_licence: SPDX id; ``LicenseRef-imported`` where empty.
+            labels: free labels.
+            validate_only: checks everything but the files' contents, makes nothing.
+            request_id: makes a repeat return the first answer; made once for this call where empty.
+        """
+        request = voice_pb2.ImportVoiceRequest(
+            parent=self._calls.team,
+            voice_id=voice_id,
+            model_file=self._calls.name("audios", model_file),
+            index_file=self._calls.name("audios", index_file) if index_file else "",
+            display_name=display_name,
+            weights_licence=weights_licence,
+            labels=labels or {},
+            validate_only=validate_only,
+            request_id=request_id or names.new_request_id(),
+        )
+        return self._calls.unary(self._stub.ImportVoice, request, safe=True)
+
+    def export_voice(
+        self, name: str, *, format: str = "voxfleet", validate_only: bool = False, request_id: str = ""
+    ) -> job_pb2.Job:
+        """Exports a trained voice to files, as a job; they are the job's ``result.audios``.
+
+        Args:
+            name: the voice, id or name.
+            format: ``voxfleet`` (one package) or ``pth`` (the community's, with an ``.index``; ContentVec
+                voices only).
+            validate_only: checks everything, makes nothing.
+            request_id: makes a repeat return the first answer; made once for this call where empty.
+        """
+        value = enum_value(VOICE_EXPORT_FORMATS, format, "format")
+        request = voice_pb2.ExportVoiceRequest(
+            name=self._calls.name("voices", name),
+            format=voice_pb2.VoiceExportFormat.ValueType(value),
+            validate_only=validate_only,
+            request_id=request_id or names.new_request_id(),
+        )
+        return self._calls.unary(self._stub.ExportVoice, request, safe=True)
 
     def get(self, name: str) -> voice_pb2.Voice:
         """One voice."""

@@ -1,21 +1,20 @@
 """Voices on disk, in our format and the community's."""
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from services.common.errors import Reason, VoxfleetError
-from services.engines.rvc.community import export_pth, import_base_pth, import_pth
+from services.engines.rvc.community import import_base_pth, read_pth, write_pth
 from services.engines.rvc.content import ContentSources
 from services.engines.rvc.pipeline import build_index, save_voice
-from services.engines.rvc.retrieval import save_index
 from services.engines.rvc.state import new_state
-from services.engines.rvc.voice import load_voice, read_facts
+from services.engines.rvc.voice import inference_weights, load_voice, load_weights_of, read_facts
 from services.engines.rvc.voice import save_voice as write_voice
 
 from .conftest import NANO
@@ -102,17 +101,32 @@ def test_saving_never_replaces_a_voice(voice_dir, nano, params, features):
     assert (voice_dir / "index.faiss").is_file()
 
 
-def test_export_refuses_an_encoder_that_others_lack(voice_dir, tmp_path):
+def exported(directory):
+    """A voice on disk as a community file."""
+    facts, sink = read_facts(directory), io.BytesIO()
+    write_pth(facts, load_weights_of(directory, facts), sink)
+    return sink
+
+
+def saved(document):
+    sink = io.BytesIO()
+    torch.save(document, sink)
+    return sink
+
+
+def loaded(file):
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_export_refuses_an_encoder_that_others_lack(voice_dir):
     with pytest.raises(VoxfleetError, match="whisper-base") as caught:
-        export_pth(voice_dir, tmp_path / "voice.pth")
+        exported(voice_dir)
     assert caught.value.reason is Reason.UNSUPPORTED_ENGINE
-    assert not (tmp_path / "voice.pth").exists()
 
 
-def test_community_files_go_out_and_come_back(community_voice, tmp_path):
-    target = tmp_path / "voice.pth"
-    export_pth(community_voice, target)
-    document = torch.load(target, weights_only=True)
+def test_community_files_go_out_and_come_back(community_voice):
+    document = loaded(exported(community_voice))
     assert list(document) == ["weight", "config", "info", "sr", "f0", "version"]
     assert (document["sr"], document["f0"], document["version"], document["info"]) == (
         "8k",
@@ -127,17 +141,19 @@ def test_community_files_go_out_and_come_back(community_voice, tmp_path):
     # Upstream writes 109 speakers whatever the table holds, and some files keep the posterior encoder.
     document["config"][-3] = 109
     document["weight"]["enc_q.pre.bias"] = torch.zeros(3)
-    torch.save(document, target)
-    vectors = np.random.default_rng(0).standard_normal((50, 768)).astype(np.float32)
-    from services.engines.rvc.retrieval import build_index as index_of
+    found = read_pth(saved(document), "voice.pth")
+    assert (found.config.speakers, found.content_encoder, found.info) == (3, "contentvec", "12epoch")
+    original = load_weights_of(community_voice, read_facts(community_voice))
+    assert found.weights.keys() == original.keys()
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in original.items())
 
-    save_index(tmp_path / "added.index", index_of(vectors))
-    facts = import_pth(target, tmp_path / "imported", index=tmp_path / "added.index")
-    assert facts.config.speakers == 3
-    assert facts.content_encoder == "contentvec"
-    original, imported = read_facts(community_voice), read_facts(tmp_path / "imported")
-    assert imported.files["model.safetensors"] == original.files["model.safetensors"]
-    assert "index.faiss" in imported.files
+
+def test_a_voice_of_the_first_version_is_read_too(nano, params):
+    config = dataclasses.replace(nano, content_width=256)
+    weights = inference_weights(new_state(config, params).synthesizer.state_dict())
+    document = {"weight": weights, "config": config.to_list(), "info": "", "sr": "8k", "f0": 1}
+    found = read_pth(saved(document), "v1.pth")
+    assert (found.content_encoder, found.config.content_width) == ("contentvec-v1", 256)
 
 
 class Exploit:
@@ -150,11 +166,14 @@ class Exploit:
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
     marker = str(tmp_path / "ran")
-    torch.save({"weight": Exploit(marker), "config": []}, tmp_path / "evil.pth")
-    for load in (import_pth, import_base_pth):
-        with pytest.raises(VoxfleetError) as caught:
-            load(tmp_path / "evil.pth", tmp_path / "out")
-        assert caught.value.reason is Reason.MODEL_CORRUPT
+    evil = tmp_path / "evil.pth"
+    torch.save({"weight": Exploit(marker), "config": []}, evil)
+    with pytest.raises(VoxfleetError) as caught:
+        read_pth(io.BytesIO(evil.read_bytes()), "evil.pth")
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+    with pytest.raises(VoxfleetError) as caught:
+        import_base_pth(evil, tmp_path / "out")
+    assert caught.value.reason is Reason.MODEL_CORRUPT
     assert not Path(marker).exists()
     assert not (tmp_path / "out").exists()
 
@@ -188,22 +207,17 @@ def _break(document, how):
         ("empty", Reason.MODEL_CORRUPT),
     ],
 )
-def test_files_that_do_not_fit_are_refused(community_voice, tmp_path, how, reason):
-    target = tmp_path / "voice.pth"
-    export_pth(community_voice, target)
-    document = torch.load(target, weights_only=True)
+def test_files_that_do_not_fit_are_refused(community_voice, how, reason):
+    document = loaded(exported(community_voice))
     _break(document, how)
-    torch.save(document, target)
     with pytest.raises(VoxfleetError) as caught:
-        import_pth(target, tmp_path / "imported")
+        read_pth(saved(document), "voice.pth")
     assert caught.value.reason is reason
-    assert not (tmp_path / "imported").exists()
 
 
-def test_not_even_a_zip_is_refused(tmp_path):
-    (tmp_path / "junk.pth").write_bytes(b"junk" * 100)
+def test_not_even_a_zip_is_refused():
     with pytest.raises(VoxfleetError) as caught:
-        import_pth(tmp_path / "junk.pth", tmp_path / "out")
+        read_pth(io.BytesIO(b"junk" * 100), "junk.pth")
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 

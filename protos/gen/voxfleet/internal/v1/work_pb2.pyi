@@ -833,6 +833,7 @@ class OutputAudio(_message.Message):
     WATERMARKED_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    VOICE_FILE_FIELD_NUMBER: _builtins.int
     duration_s: _builtins.float
     """Its length."""
     rate_hz: _builtins.int
@@ -859,6 +860,8 @@ class OutputAudio(_message.Message):
     """The audio it was made from, by name."""
     watermarked: _builtins.bool
     """Whether it carries the inaudible mark."""
+    voice_file: _builtins.bool
+    """It is no audio, but a file of an exported voice."""
     @_builtins.property
     def blob(self) -> Global___BlobRef:
         """Its bytes."""
@@ -890,10 +893,11 @@ class OutputAudio(_message.Message):
         watermarked: _builtins.bool = ...,
         words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
         quality: _audio_pb2.SpeechQuality | None = ...,
+        voice_file: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "voice", b"voice", "voice_file", b"voice_file", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
