@@ -19,7 +19,7 @@ RUN := $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-no-deps.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test up lint format proto bench clean
+.PHONY: help setup demo test up lint format proto bench rvc-reference clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ proto: setup ## Generates code, descriptor set and the sync client from their so
 
 bench: setup ## Every benchmark; each ends with one JSON line
 	@$(RUN) -m bench
+
+rvc-reference: setup ## Upstream's RVC in an interpreter of its own, for contract tests and bench.rvc
+	@$(RUN) scripts/make_rvc_reference.py $(PIP_ARGS)
 
 clean: ## Removes what was built; keeps .venv and the state of stacks
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from services.common.errors import Kind, Reason, VoxfleetError, invalid
 from services.engines import torchaudio_shim
-from services.engines.rvc.audio import Floats
+from services.engines.rvc.audio import Floats, fit_length
 from services.engines.rvc.content import FRAME_SAMPLES
 
 _WINDOW_FRAMES = 1400
@@ -26,8 +26,10 @@ _V1_WIDTH = 256
 class ContentVec:
     """Features at 50 Hz: layer 12, 768 wide (v2), or layer 9 projected to 256 (v1).
 
-    Audio is padded so that frame i is centred at sample ``320 * i``, and taken in windows of 28 s
-    with a second of context on either side.
+    Frame i hears samples ``320 * i`` to ``320 * i + 400``, as upstream's does: weights that were trained
+    there expect each feature 12.5 ms after the sample it is counted from. Audio is taken in windows of
+    28 s with a second of context on either side. A last frame that would hear beyond the end repeats the
+    one before: zeros there would bear on every frame, through norms over time.
 
     Args:
         folder: the model as ``transformers`` saves it (``config.json`` and its weights).
@@ -75,13 +77,13 @@ class ContentVec:
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
 
     def _window(self, samples: Floats, begin: int, end: int) -> Floats:
-        # The convolutions see 400 samples a frame and step by 320: half of 400 beyond the outer centres.
-        first = begin * FRAME_SAMPLES - _RECEPTIVE_SAMPLES // 2
-        last = (end - 1) * FRAME_SAMPLES + _RECEPTIVE_SAMPLES // 2
-        window = np.pad(samples[max(first, 0) : last], (max(-first, 0), max(last - len(samples), 0)))
+        # The convolutions see 400 samples a frame and step by 320.
+        window = samples[begin * FRAME_SAMPLES : (end - 1) * FRAME_SAMPLES + _RECEPTIVE_SAMPLES]
+        window = fit_length(window, max(len(window), _RECEPTIVE_SAMPLES))
         with torch.inference_mode():
             features = self._features(torch.from_numpy(window)[None].to(self._device))
-        return np.asarray(features.float().cpu().numpy(), dtype=np.float32)
+        found = np.asarray(features.float().cpu().numpy(), dtype=np.float32)
+        return np.pad(found, ((0, end - begin - len(found)), (0, 0)), mode="edge")
 
     def _features(self, wave: Tensor) -> Tensor:
         if self._projection is None:

@@ -155,9 +155,12 @@ def _convert_window(
 ) -> Floats:
     content = voice.encoder.encode(window)
     _check(should_stop)
-    frames = 2 * len(content)
-    f0_hz = pitch.smooth(tracker.track(window, frames), params.filter_radius)
+    f0_hz = pitch.smooth(tracker.track(window, 2 * len(content)), params.filter_radius)
     _check(should_stop)
+    # Upstream's encoder has no frame for the last 20 ms, which lie in the padding, and every frame
+    # attends to all others: with one more, no sample would be quite the same.
+    content, f0_hz = content[:-1], f0_hz[:-2]
+    frames = len(f0_hz)
     f0_hz = pitch.shift(f0_hz, params.pitch_shift)
     features = repeat_frames(content, frames)
     if voice.retrieval is not None and params.index_rate > 0:

@@ -86,7 +86,7 @@ class Swift:
 
 
 class World:
-    """DIO or Harvest of WORLD (Morise 2016), the first refined by StoneMask."""
+    """DIO or Harvest of WORLD (Morise 2016), refined by StoneMask, as upstream refines them."""
 
     def __init__(self, name: str) -> None:
         import pyworld
@@ -101,9 +101,9 @@ class World:
         found, times = estimate(
             wave, CONTENT_RATE_HZ, f0_floor=F0_MIN_HZ, f0_ceil=F0_MAX_HZ, frame_period=HOP_MS
         )
-        if self.name == "dio":
-            found = self._pyworld.stonemask(wave, found, times, CONTENT_RATE_HZ)
-        return _voiced_only(_fit(found, frames))
+        refined = self._pyworld.stonemask(wave, found, times, CONTENT_RATE_HZ)
+        # Refined, a frame at the lower limit may lie a little below it, and is voiced none the less.
+        return np.asarray(np.nan_to_num(_fit(refined, frames)), dtype=np.float32)
 
 
 class Praat:

@@ -62,6 +62,21 @@ def test_contentvec_gives_a_frame_each_20_ms(hubert_dir, tmp_path, name, width):
     assert len(encoder.encode(audio[:100])) == 1
 
 
+def test_contentvec_hears_what_upstreams_encoder_hears(hubert_dir, tmp_path):
+    """Frame i is of samples 320 i to 320 i + 400, none of them padding; the last one is held."""
+    from transformers import HubertModel
+
+    audio = np.random.default_rng(1).standard_normal(16_100).astype(np.float32) * 0.1
+    with torch.inference_mode():
+        plain = HubertModel.from_pretrained(hubert_dir)(torch.from_numpy(audio)[None]).last_hidden_state[0]
+    features = content_encoder("contentvec", ContentSources(tmp_path, contentvec_dir=hubert_dir)).encode(
+        audio
+    )
+    assert len(plain) == 50
+    np.testing.assert_allclose(features[:50], plain.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(features[50], features[49])
+
+
 def test_a_folder_that_is_no_hubert_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(VoxfleetError) as caught:
