@@ -35,14 +35,22 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "DeleteVoiceRequest": {"name": "voices"},
     "UndeleteVoiceRequest": {"name": "voices"},
     "ListCheckpointsRequest": {"parent": "voices"},
-    "SynthesizeRequest": {"voice": "voices", "parameters.lexicons[]": "lexicons"},
+    "SynthesizeRequest": {
+        "voice": "voices",
+        "parameters.speaker?": "voices",
+        "parameters.lexicons[]": "lexicons",
+    },
     "ConvertAudioRequest": {
         "audios[]": "audios",
         "voice": "voices",
         "depends_on[]": "jobs",
         "parameters.speaking.lexicons[]": "lexicons",
     },
-    "BatchSynthesizeRequest": {"depends_on[]": "jobs", "parameters.lexicons[]": "lexicons"},
+    "BatchSynthesizeRequest": {
+        "depends_on[]": "jobs",
+        "parameters.speaker?": "voices",
+        "parameters.lexicons[]": "lexicons",
+    },
     "GetLexiconRequest": {"name": "lexicons"},
     "UpdateLexiconRequest": {"lexicon.name": "lexicons"},
     "DeleteLexiconRequest": {"name": "lexicons"},
@@ -62,7 +70,8 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "RevokeApiKeyRequest": {"name": "apiKeys"},
     "VerifyProvenanceRequest": {"audio": "audios"},
 }
-"""Which fields of which request hold which names; a dot goes into a message, [] over a list."""
+"""Which fields of which request hold which names: a dot goes into a message, [] over a list, and what ends
+in ? may be empty."""
 
 # An operator works for every team in these.
 _OPERATOR_REQUESTS: Final = frozenset(
@@ -110,8 +119,10 @@ def _team_of(value: str, collection: str, field: str) -> str | None:
 
 def _values(found: Any, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     head, _, rest = path.partition(".")
-    field = head.removesuffix("[]")
+    field = head.removesuffix("[]").removesuffix("?")
     value = getattr(found, field)
+    if head.endswith("?") and not value:
+        return
     parts = enumerate(value) if head.endswith("[]") else ((None, value),)
     for number, part in parts:
         label = f"{prefix}{field}" if number is None else f"{prefix}{field}[{number}]"

@@ -37,6 +37,7 @@ from services.inference.app.licences import TeamLicences
 from services.inference.app.listening import Listening
 from services.inference.app.pool import Pool
 from services.inference.app.provenance import Provenance
+from services.inference.app.speakers import Speakers
 from services.inference.app.synthesis import Synthesis
 from services.inference.engine.marking import Marking
 from services.inference.health import HealthPlan
@@ -140,7 +141,8 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     )
     executor = RayExecutor(actor_plans(settings), actors)
     f5, rvc = (Pool(plan, executor, stop_grace_s=settings.stop_grace_s) for plan in pool_plans(settings))
-    jobs = Jobs(f5, rvc, bundles, TeamLicences(catalog))
+    speakers = Speakers(f5)
+    jobs = Jobs(f5, rvc, bundles, speakers, TeamLicences(catalog))
     ledger = GrpcLedger(
         channel,
         worker=f"inference-{new_id()}",
@@ -151,7 +153,7 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     worker = Worker(ledger, jobs, jobs.capacity, orders=jobs.obey)
     for pool in (f5, rvc):
         pool.on_change(worker.wake)
-    synthesis = Synthesis(f5, catalog)
+    synthesis = Synthesis(f5, rvc, speakers, catalog)
     servicer = InferenceServicer(synthesis, bundles)
     listening = Listening(
         f5,

@@ -39,6 +39,7 @@ from services.inference.app.bundles import Bundles
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.calls import EngineSpec, Pcm, StreamSpeech
 from services.inference.health import HealthPlan
 from services.inference.model import PoolPlan, Rank, ReplicaState, Role
@@ -253,7 +254,7 @@ async def test_a_real_replica_is_killed_in_mid_batch(cluster: None, tmp_path: Pa
     unused = Pool(PoolPlan(Role.RVC, 0), executor(tmp_path))
     catalog = FakeCatalog()
     bundles = Bundles(catalog, MemoryArtifactStore(), tmp_path)
-    jobs = Jobs(pool, unused, bundles, TeamLicences(catalog))
+    jobs = Jobs(pool, unused, bundles, Speakers(pool), TeamLicences(catalog))
     chance = random.Random(10)
     number = 0
     used_mib: list[float] = []

@@ -34,6 +34,7 @@ from services.inference.app.bundles import Bundles
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.calls import Advance, EngineSpec, Speak
 from services.inference.model import PoolPlan, Role
 from tests.unit.inference.fakes import BLOB, VOICE, FakeCatalog, FakeExecutor, facts, lost, made, settle
@@ -56,7 +57,7 @@ class Rig:
         self.rvc = Pool(PoolPlan(Role.RVC), self.executor)
         self.catalog = FakeCatalog()
         bundles = Bundles(self.catalog, MemoryArtifactStore(), tmp_path)
-        self.jobs = Jobs(self.f5, self.rvc, bundles, TeamLicences(self.catalog))
+        self.jobs = Jobs(self.f5, self.rvc, bundles, Speakers(self.f5), TeamLicences(self.catalog))
         for pool in (self.f5, self.rvc):
             pool.use(EngineSpec(pool.plan.role))
         self.speaker, self.converter = self.executor.engines
