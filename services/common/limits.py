@@ -39,6 +39,13 @@ RATE_HZ: Final = (8_000, 48_000)
 # ---- converting
 
 CONVERTING_ENGINES: Final = ("rvc", "f5")
+CONVERSION_PITCH: Final = (-24.0, 24.0)
+"""Semitones."""
+INDEX_RATE: Final = (0.0, 1.0)
+FILTER_RADIUS: Final = (0, 7)
+RMS_MIX_RATE: Final = (0.0, 1.0)
+PROTECT: Final = (0.0, 0.5)
+F0_METHODS: Final = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
 MAX_RESPOKEN_S: Final = 300.0
 """Of a recording that is spoken again."""
 

@@ -46,6 +46,40 @@ def faults(p: synthesis_pb2.SynthesisParameters, field: str) -> Iterator[FieldVi
     yield from _lexicon_faults(p.lexicons, f"{field}.lexicons")
 
 
+def spoken_faults(p: synthesis_pb2.SynthesisParameters, field: str) -> Iterator[FieldViolation]:
+    """The same of a text that may be in a trained voice: with what is wrong with its conversion."""
+    yield from faults(p, field)
+    if p.HasField("conversion"):
+        inner = f"{field}.conversion"
+        yield from conversion_faults(p.conversion, inner)
+        if p.conversion.HasField("speaking"):
+            yield FieldViolation(f"{inner}.speaking", f"stands in {field}: leave it out")
+        if p.conversion.HasField("preprocessing"):
+            yield FieldViolation(f"{inner}.preprocessing", "is of recordings: leave it out")
+        low, high = limits.CONVERSION_PITCH
+        if not low <= p.pitch_shift + p.conversion.pitch_shift <= high:
+            yield FieldViolation(
+                f"{inner}.pitch_shift", f"and {field}.pitch_shift are together from {low:g} to {high:g}"
+            )
+
+
+def conversion_faults(p: synthesis_pb2.ConversionParameters, field: str) -> Iterator[FieldViolation]:
+    """What is wrong with how a recording is to be turned into a trained voice."""
+    ranged: tuple[tuple[str, float, tuple[float, float]], ...] = (
+        ("pitch_shift", p.pitch_shift, limits.CONVERSION_PITCH),
+        ("index_rate", p.index_rate, limits.INDEX_RATE),
+        ("filter_radius", p.filter_radius, limits.FILTER_RADIUS),
+        ("rms_mix_rate", p.rms_mix_rate, limits.RMS_MIX_RATE),
+        ("protect", p.protect, limits.PROTECT),
+        ("seed", p.seed, (0, limits.MAX_SEED)),
+    )
+    for name, value, within in ranged:
+        yield from _within(f"{field}.{name}", value, within)
+    if p.f0_method not in limits.F0_METHODS:
+        known = ", ".join(limits.F0_METHODS[1:])
+        yield FieldViolation(f"{field}.f0_method", f"must be one of {known}, not {p.f0_method[:40]!r}")
+
+
 def output_faults(output: synthesis_pb2.OutputFormat, field: str) -> Iterator[FieldViolation]:
     """What is wrong with how the audio is to come."""
     fmt = _FORMATS.get(output.format)
@@ -96,6 +130,22 @@ def speaking_parameters(p: synthesis_pb2.SynthesisParameters) -> tasks.SpeakingP
         if p.HasField("quality")
         else None,
     )
+
+
+def conversion_parameters(p: synthesis_pb2.ConversionParameters) -> tasks.ConversionParameters:
+    """How to convert, with defaults filled in."""
+    given = {
+        name: getattr(p, name)
+        for name in ("pitch_shift", "index_rate", "filter_radius", "rms_mix_rate", "protect")
+        if p.HasField(name)
+    }
+    return tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, **given)
+
+
+def conversion_of_speech(p: synthesis_pb2.SynthesisParameters) -> tasks.ConversionParameters:
+    """How a text that was spoken is converted: the pitch that was asked of its speech is moved then."""
+    found = conversion_parameters(p.conversion)
+    return found.model_copy(update={"pitch_shift": found.pitch_shift + p.pitch_shift})
 
 
 def output_of(output: synthesis_pb2.OutputFormat) -> tasks.Output:

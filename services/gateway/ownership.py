@@ -37,14 +37,22 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "DeleteVoiceRequest": {"name": "voices"},
     "UndeleteVoiceRequest": {"name": "voices"},
     "ListCheckpointsRequest": {"parent": "voices"},
-    "SynthesizeRequest": {"voice": "voices", "parameters.lexicons[]": "lexicons"},
+    "SynthesizeRequest": {
+        "voice": "voices",
+        "parameters.speaker?": "voices",
+        "parameters.lexicons[]": "lexicons",
+    },
     "ConvertAudioRequest": {
         "audios[]": "audios",
         "voice": "voices",
         "depends_on[]": "jobs",
         "parameters.speaking.lexicons[]": "lexicons",
     },
-    "BatchSynthesizeRequest": {"depends_on[]": "jobs", "parameters.lexicons[]": "lexicons"},
+    "BatchSynthesizeRequest": {
+        "depends_on[]": "jobs",
+        "parameters.speaker?": "voices",
+        "parameters.lexicons[]": "lexicons",
+    },
     "GetLexiconRequest": {"name": "lexicons"},
     "UpdateLexiconRequest": {"lexicon.name": "lexicons"},
     "DeleteLexiconRequest": {"name": "lexicons"},
@@ -64,7 +72,8 @@ NAMES: Final[dict[str, dict[str, str]]] = {
     "RevokeApiKeyRequest": {"name": "apiKeys"},
     "VerifyProvenanceRequest": {"audio": "audios"},
 }
-"""Which fields hold which names; a dot goes into a message, [] over a list; ? may be empty."""
+"""Which fields of which request hold which names: a dot goes into a message, [] over a list, and what ends
+in ? may be empty."""
 
 # An operator works for every team in these.
 _OPERATOR_REQUESTS: Final = frozenset(

@@ -13,7 +13,14 @@ from google.protobuf import message
 
 from services.common import pronouncing, speaking
 from services.common.errors import FieldViolation, Kind, Reason, VoxfleetError
-from services.common.limits import CONVERTING_ENGINES, MAX_DEPENDENCIES, MAX_SEED, MAX_TEXT, MAX_WORD
+from services.common.limits import (
+    CONVERTING_ENGINES,
+    F0_METHODS,
+    MAX_DEPENDENCIES,
+    MAX_SEED,
+    MAX_TEXT,
+    MAX_WORD,
+)
 from services.common.rpc.caller import Caller
 from services.gateway.checks import Checks
 from services.gateway.ownership import check_names
@@ -32,7 +39,6 @@ MAX_QUOTA = 1_000_000_000_000
 MAX_WEIGHT = 1_000_000
 
 TRAINING_PRESETS = ("", "v2_32k", "v2_40k", "v2_48k", "tiny_40k")
-F0_METHODS = ("", "fcpe", "swift", "harvest", "dio", "pm", "crepe", "rmvpe")
 CONTENT_ENCODERS = ("", "contentvec", "whisper-base")
 
 
@@ -95,7 +101,7 @@ def _check_text(text: str, field: str, checks: Checks) -> None:
 
 
 def _check_speaking(p: synthesis_pb2.SynthesisParameters, field: str, checks: Checks) -> None:
-    checks.note(speaking.faults(p, field))
+    checks.note(speaking.spoken_faults(p, field))
 
 
 def _check_output(output: synthesis_pb2.OutputFormat, field: str, checks: Checks) -> None:
@@ -244,13 +250,7 @@ def _convert(request: synthesis_pb2.ConvertAudioRequest, checks: Checks) -> None
         )
     p = request.parameters
     _check_parts_of_engine(request.engine or "rvc", p, checks)
-    checks.within("parameters.pitch_shift", p.pitch_shift, -24, 24)
-    checks.within("parameters.index_rate", p.index_rate, 0, 1)
-    checks.within("parameters.filter_radius", p.filter_radius, 0, 7)
-    checks.within("parameters.rms_mix_rate", p.rms_mix_rate, 0, 1)
-    checks.within("parameters.protect", p.protect, 0, 0.5)
-    checks.one_of("parameters.f0_method", p.f0_method, F0_METHODS)
-    checks.within("parameters.seed", p.seed, 0, MAX_SEED)
+    checks.note(speaking.conversion_faults(p, "parameters"))
     q = p.preprocessing
     if q.denoise or q.isolate_voice or q.target_lufs:
         checks.wrong(
@@ -271,7 +271,10 @@ def _check_parts_of_engine(engine: str, p: synthesis_pb2.ConversionParameters, c
             checks.wrong(f"parameters.{field}", "is of engine rvc")
     if p.f0_method:
         checks.wrong("parameters.f0_method", "is of engine rvc")
-    _check_speaking(p.speaking, "parameters.speaking", checks)
+    checks.note(speaking.faults(p.speaking, "parameters.speaking"))
+    for field in ("speaker", "conversion"):
+        if field in {set_field.name for set_field, _ in p.speaking.ListFields()}:
+            checks.wrong(f"parameters.speaking.{field}", "is of texts in a trained voice: leave it out")
     checks.within("parameters.pitch_shift", p.pitch_shift, -12, 12)
     for field, own in (("duration_s", (0.0,)), ("speed", (0.0, 1.0))):
         if getattr(p.speaking, field) not in own:

@@ -41,6 +41,7 @@ from services.inference.app.licences import TeamLicences
 from services.inference.app.listening import Listening
 from services.inference.app.pool import Pool
 from services.inference.app.provenance import Provenance
+from services.inference.app.speakers import Speakers
 from services.inference.app.synthesis import Synthesis
 from services.inference.engine.marking import Marking
 from services.inference.health import HealthPlan
@@ -152,8 +153,9 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     )
     executor = RayExecutor(actor_plans(settings), actors)
     f5, rvc = (Pool(plan, executor, stop_grace_s=settings.stop_grace_s) for plan in pool_plans(settings))
+    speakers = Speakers(f5)
     exchange = Exchange(make_store(), work_dir, run_jailed, jail_limits(settings))
-    jobs = Jobs(f5, rvc, bundles, TeamLicences(catalog), exchange)
+    jobs = Jobs(f5, rvc, bundles, speakers=speakers, licences=TeamLicences(catalog), exchange=exchange)
     ledger = GrpcLedger(
         channel,
         worker=f"inference-{new_id()}",
@@ -164,7 +166,7 @@ async def serve(settings: InferenceSettings, s3: S3Settings) -> int:
     worker = Worker(ledger, jobs, jobs.capacity, orders=jobs.obey)
     for pool in (f5, rvc):
         pool.on_change(worker.wake)
-    synthesis = Synthesis(f5, catalog)
+    synthesis = Synthesis(f5, rvc, speakers, catalog)
     servicer = InferenceServicer(synthesis, bundles)
     listening = Listening(
         f5,

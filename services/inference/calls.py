@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, SupportsIndex
 
 from services.common.jobs.model import SpeechQuality
 from services.common.jobs.tasks import (
     Blob,
+    ConversionParameters,
     ConvertTask,
     F5Voice,
     Pronunciation,
     RespeakTask,
+    RvcVoice,
     SpeakingParameters,
     SpeakTask,
     TimedWord,
@@ -42,6 +45,14 @@ class Weights:
     def label(self) -> str:
         """The name as people read it: it says so where the weights are untrained."""
         return self.name if self.trained else f"{self.name} (untrained weights)"
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """What spoke before a conversion: a voice or a recording, by name, and its weights."""
+
+    name: str
+    weights: Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ class StreamSpeech:
         rate_hz: of the samples; 0 for the engine's own.
         pronunciations: what the request's lexicons say of the text's words, the first lexicon's first.
         allowed: licences of the weights that its team may use; any where there are none.
+        marked: whether it carries the mark where outputs do; not where it is to be converted first.
     """
 
     text: str
@@ -124,6 +136,7 @@ class StreamSpeech:
     rate_hz: int = 0
     pronunciations: tuple[Pronunciation, ...] = ()
     allowed: tuple[str, ...] = ()
+    marked: bool = True
 
     @property
     def size(self) -> float:
@@ -133,8 +146,9 @@ class StreamSpeech:
 
 @dataclass(frozen=True, slots=True)
 class Speak:
-    """Speak one text, for the job ``job``, and store it; the task's seed is not 0.
+    """Speak one text, for the job ``job``; the task's seed is not 0.
 
+    It is stored, unless it is to be converted: then it is answered as a stream of one piece.
     ``allowed`` are the licences of the weights that its team may use, any where there are none.
     """
 
@@ -163,6 +177,60 @@ class Convert:
     def size(self) -> float:
         """Seconds of audio."""
         return self.task.audio.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertStream:
+    """Turn sound into a trained voice while it comes: each piece that is fed is answered with one of Pcm.
+
+    Args:
+        voice: the trained voice.
+        from_hz: of the pieces, signed 16-bit little-endian mono.
+        parameters: how; its seed is not 0.
+        rate_hz: of the answer; 0 for the voice's own.
+        loudness_lufs: as of speech.
+        duration_s: of the answer, to the sample; 0 for as long as what came.
+        fed: the pieces, where the work is done; empty on the way there.
+    """
+
+    voice: RvcVoice
+    from_hz: int
+    parameters: ConversionParameters
+    rate_hz: int = 0
+    loudness_lufs: float | None = None
+    duration_s: float = 0.0
+    fed: Iterable[bytes] = field(default=(), compare=False)
+
+    @property
+    def size(self) -> float:
+        """A stream is as long as it is fed: one is as much work as another."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertSpoken:
+    """Turn what was spoken of a text into a trained voice, for the job ``job``, and store it.
+
+    Args:
+        job: whose it is.
+        task: with ``converted``; its seeds are not 0.
+        spoken: signed 16-bit little-endian mono samples.
+        from_hz: theirs.
+        speaker: what spoke.
+        share: as of :class:`Convert`.
+    """
+
+    job: str
+    task: SpeakTask
+    spoken: bytes
+    from_hz: int
+    speaker: Speaker
+    share: float = 1.0
+
+    @property
+    def size(self) -> float:
+        """Seconds of speech."""
+        return len(self.spoken) / 2 / self.from_hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +275,24 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Find a stretch of a recording that a voice can speak from, and hear what is said in it.
+
+    Args:
+        blob: the recording.
+        language: BCP-47; detected where empty.
+    """
+
+    blob: Blob
+    language: str = ""
+
+    @property
+    def size(self) -> float:
+        """However long the recording is, as much of it is heard."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Do a little real work, to show that it can be done; its end is all that is answered."""
 
@@ -216,7 +302,7 @@ class Probe:
         return 1.0
 
 
-Request = StreamSpeech | Speak | Convert | Respeak | Listen | Probe
+Request = StreamSpeech | Speak | Convert | ConvertStream | ConvertSpoken | Respeak | Listen | Excerpt | Probe
 
 
 def _speaking(text: str, parameters: SpeakingParameters) -> float:
@@ -237,13 +323,17 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The text is sound and its speech begins: samples a second, chunks of text, seed, weights, mark."""
+    """The text is sound and its speech begins: samples a second, chunks of text, seed, weights, mark.
+
+    ``speaker`` is what spoke, where that is converted.
+    """
 
     rate_hz: int
     chunks: int
     seed: int
     weights: Weights
     watermarked: bool = False
+    speaker: Speaker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,12 +392,16 @@ class Heard:
         language: ISO 639-1.
         words: of the text, with their times in the clip.
         word_error_rate: of the text against what was heard.
+        start_s: where the clip begins in its recording (an excerpt).
+        end_s: where it ends there; 0 where it is all of it.
     """
 
     text: str
     language: str
     words: tuple[TimedWord, ...]
     word_error_rate: float
+    start_s: float = 0.0
+    end_s: float = 0.0
 
 
 Event = Advance | Opened | Pcm | Made | Closed | Heard

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.common.jobs.model import NodeFacts
-from services.common.jobs.tasks import Blob, F5Voice, Pronunciation
+from services.common.jobs.tasks import Blob, F5Voice, Pronunciation, RvcVoice
 from services.engines.bundles.manifest import Manifest
 from services.inference.calls import EngineFacts, EngineSpec, Event, Request
 from services.inference.health import Vitals
@@ -21,6 +21,9 @@ class Call(Protocol):
 
         Errors: whatever the engine raised; WORKER_LOST where the replica died.
         """
+
+    async def feed(self, data: bytes) -> None:
+        """Gives it the next of what it is to work on; an empty piece is the end. Errors: WORKER_LOST."""
 
     async def stop(self) -> None:
         """Asks it to end early; harmless where it has ended."""
@@ -57,15 +60,23 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedVoice:
-    """A voice with what an engine needs to use it; ``f5`` is None for a voice of another engine.
+    """A voice with what an engine needs to use it.
 
-    ``allowed_licences`` are those of the weights that its team may use; any where there are none.
+    Args:
+        name: its own.
+        engine: ``f5`` or ``rvc``.
+        f5: what it speaks from; of a trained voice a recording without a text, None where none is left.
+        allowed_licences: of the weights that its team may use; any where there are none.
+        rvc: the trained voice, where it is one.
+        licence: of that; empty where nobody stated one.
     """
 
     name: str
     engine: str
     f5: F5Voice | None
     allowed_licences: tuple[str, ...] = ()
+    rvc: RvcVoice | None = None
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

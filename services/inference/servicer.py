@@ -147,7 +147,7 @@ def speech_request(request: synthesis_pb2.SynthesizeRequest) -> SpeechRequest:
     """The request as the use case takes it. Errors: INVALID_ARGUMENT."""
     asked = request.parameters
     speaking.refuse(
-        [*speaking.faults(asked, "parameters"), *speaking.output_faults(request.output, "output")]
+        [*speaking.spoken_faults(asked, "parameters"), *speaking.output_faults(request.output, "output")]
     )
     return SpeechRequest(
         team=current_caller().team,
@@ -157,6 +157,8 @@ def speech_request(request: synthesis_pb2.SynthesizeRequest) -> SpeechRequest:
         parameters=speaking.speaking_parameters(asked),
         rate_hz=request.output.rate_hz,
         lexicons=tuple(asked.lexicons),
+        speaker=asked.speaker,
+        conversion=speaking.conversion_of_speech(asked) if asked.HasField("conversion") else None,
     )
 
 
@@ -165,15 +167,21 @@ def _heard(index: int, heard: Heard) -> catalog_pb2.HeardClip:
 
 
 def _provenance(header: Header) -> audio_pb2.Provenance:
+    speaker = header.speaker
+    spoken = speaker.weights if speaker is not None else None
     return audio_pb2.Provenance(
         generated=True,
         voice=header.voice,
-        engine="f5",
+        engine=header.engine,
         weights=header.weights.name,
         weights_trained=header.weights.trained,
         weights_licence=header.weights.licence,
         seed=header.seed,
         watermarked=header.watermarked,
+        speaker=speaker.name if speaker is not None else "",
+        speaker_weights=spoken.name if spoken is not None else "",
+        speaker_weights_trained=spoken.trained if spoken is not None else False,
+        speaker_weights_licence=spoken.licence if spoken is not None else "",
     )
 
 

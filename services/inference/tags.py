@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.inference.calls import Weights
+from services.inference.calls import Speaker, Weights
 
 
 def provenance_tags(engine: str, voice: str, job: str = "") -> dict[str, str]:
@@ -16,6 +16,15 @@ def provenance_tags(engine: str, voice: str, job: str = "") -> dict[str, str]:
         "voice": voice,
     }
     return tags | {"job": job} if job else tags
+
+
+def speaker_tags(speaker: Speaker) -> dict[str, str]:
+    """What spoke before the conversion."""
+    return {
+        "speaker": speaker.name,
+        "speaker_weights": speaker.weights.label,
+        "speaker_licence": speaker.weights.licence,
+    }
 
 
 def file_tags(tags: Mapping[str, str], weights: Weights, seed: int, *, watermarked: bool) -> dict[str, str]:

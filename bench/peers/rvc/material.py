@@ -16,11 +16,11 @@ from torch import nn
 
 from services.engines import torchaudio_shim
 from services.engines.rvc.audio import Floats
-from services.engines.rvc.community import export_pth
+from services.engines.rvc.community import write_pth
 from services.engines.rvc.config import V2_32K, V2_40K, V2_48K, ModelConfig
 from services.engines.rvc.retrieval import build_index
 from services.engines.rvc.synthesizer import Coupling, Synthesizer
-from services.engines.rvc.voice import INDEX_FILE, VoiceFacts, save_voice
+from services.engines.rvc.voice import INDEX_FILE, VoiceFacts, load_weights_of, save_voice
 
 V1_40K = replace(V2_40K, content_width=256)
 CONFIGS = {"v2-32k": V2_32K, "v2-40k": V2_40K, "v2-48k": V2_48K, "v1-40k": V1_40K}
@@ -79,8 +79,9 @@ def random_voice(folder: Path, config: ModelConfig, vectors: Floats, *, seed: in
     encoder = "contentvec-v1" if version == "v1" else "contentvec"
     facts = VoiceFacts(config, encoder, "harvest", training={"epochs": 1, "steps": 1})
     directory, pth = folder / "voice", folder / "voice.pth"
-    save_voice(directory, facts, synthesizer.state_dict(), build_index(vectors, seed=seed))
-    export_pth(directory, pth)
+    saved = save_voice(directory, facts, synthesizer.state_dict(), build_index(vectors, seed=seed))
+    with pth.open("wb") as sink:
+        write_pth(saved, load_weights_of(directory, saved), sink)
     return RandomVoice(directory, pth, directory / INDEX_FILE, version)
 
 

@@ -176,6 +176,8 @@ def untrained_weights(
         return untrained_weights(found.provenance)
     if kind == "Provenance" and found.generated and not found.weights_trained:
         return str(found.weights or found.engine or "unnamed")
+    if kind == "Provenance" and found.speaker and not found.speaker_weights_trained:
+        return str(found.speaker_weights or "unnamed")
     if kind == "Voice" and found.state in _READY and not found.weights_trained:
         return str(found.bundle or found.engine or "unnamed")
     if kind == "Job" and found.result.weights and not found.result.weights_trained:

@@ -198,6 +198,16 @@ class SpeechQuality:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoken:
+    """What spoke before a conversion: a voice or a recording, by name, and the weights that it spoke with."""
+
+    name: str
+    weights: str
+    weights_trained: bool
+    weights_licence: str
+
+
+@dataclass(frozen=True, slots=True)
 class AudioOutput:
     """Audio that an attempt made; its bytes are in S3 already."""
 
@@ -221,6 +231,8 @@ class AudioOutput:
     """How well it came out, where that was judged."""
     voice_file: bool = False
     """It is no audio, but a file of an exported voice."""
+    spoken: Spoken | None = None
+    """What spoke it before it was converted, where something did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,13 +85,24 @@ class TimedWord(_Task):
 
 
 class F5Voice(_Task):
-    """A zero-shot voice: its reference clip, what is said in it, and when, where that is known."""
+    """A zero-shot voice: its reference clip, what is said in it, and when, where that is known.
+
+    A clip may be the stretch from ``start_s`` to ``end_s`` of a longer recording; all of it where ``end_s``
+    is 0. Without a text it is a recording that is to be listened to first.
+    """
 
     name: str
     reference: Blob
     reference_text: str
     languages: tuple[str, ...] = ()
     reference_words: tuple[TimedWord, ...] = ()
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+    @property
+    def clip_id(self) -> str:
+        """The same for two voices that speak from the same sound."""
+        return f"{self.reference.sha256}@{self.start_s:.3f}" if self.end_s else self.reference.sha256
 
 
 class ConversionParameters(_Task):
@@ -149,7 +160,7 @@ class SpeakingParameters(_Task):
 
 
 class SpeakTask(_Task):
-    """Speak one text of a batch."""
+    """Speak one text of a batch; where ``converted`` is a trained voice, turn what was spoken into it."""
 
     kind: Literal["f5.item"] = "f5.item"
     team: str
@@ -159,6 +170,8 @@ class SpeakTask(_Task):
     output: Output = Output()
     display_name: str = ""
     pronunciations: tuple[Pronunciation, ...] = ()
+    converted: RvcVoice | None = None
+    conversion: ConversionParameters = ConversionParameters()
 
 
 class RespeakTask(_Task):

@@ -12,6 +12,7 @@ from services.common.jobs.model import (
     PoolState,
     Progress,
     SpeechQuality,
+    Spoken,
     TrainingGpus,
 )
 from services.common.jobs.tasks import Blob, TimedWord
@@ -94,6 +95,7 @@ def quality_to_proto(quality: SpeechQuality | None) -> audio_pb2.SpeechQuality |
 
 def output_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
     """Audio that an attempt made, on the wire."""
+    spoken = audio.spoken or Spoken("", "", weights_trained=False, weights_licence="")
     return work_pb2.OutputAudio(
         blob=blob_to_proto(audio.blob),
         duration_s=audio.duration_s,
@@ -112,6 +114,10 @@ def output_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
         words=words_to_proto(audio.words),
         quality=quality_to_proto(audio.quality),
         voice_file=audio.voice_file,
+        speaker=spoken.name,
+        speaker_weights=spoken.weights,
+        speaker_weights_trained=spoken.weights_trained,
+        speaker_weights_licence=spoken.weights_licence,
     )
 
 
@@ -135,6 +141,14 @@ def output_from_proto(audio: work_pb2.OutputAudio) -> AudioOutput:
         words=words_from_proto(audio.words),
         quality=_quality(audio),
         voice_file=audio.voice_file,
+        spoken=Spoken(
+            audio.speaker,
+            audio.speaker_weights,
+            audio.speaker_weights_trained,
+            audio.speaker_weights_licence,
+        )
+        if audio.speaker
+        else None,
     )
 
 

@@ -35,7 +35,7 @@ _FADE_FRAMES = 1
 _LEVEL_WINDOW_S = 0.02
 _ENVELOPE_HOP_S = 0.5
 _MIN_LEVEL = 1e-6
-_CEILING = 0.99
+CEILING = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,7 @@ def convert(
     """
     params = params or ConvertParams()
     config = voice.facts.config
-    if not 0 <= params.speaker < config.speakers:
-        raise invalid(Reason.INVALID_ARGUMENT, f"speaker must be below {config.speakers}", field="speaker")
+    check_speaker(voice, params)
     tracker = pitch.f0_method(params.f0_method or voice.facts.f0_method, device=voice.device.type)
     whole = mono(samples)
     source = high_pass(resample(whole, rate_hz, CONTENT_RATE_HZ), CONTENT_RATE_HZ)
@@ -122,7 +121,7 @@ def convert(
         _check(should_stop)
         # One padded window: index 0 of it is content frame first - PAD.
         window = padded[first * FRAME_SAMPLES : (last + 2 * _PAD_FRAMES) * FRAME_SAMPLES]
-        made = _convert_window(voice, tracker, window, params, number, should_stop=should_stop)
+        made = convert_window(voice, tracker, window, params, number, should_stop=should_stop)
         begin = _PAD_FRAMES * per_frame
         made = made[begin : begin + (last - first + _FADE_FRAMES) * per_frame]
         place = out[first * per_frame : (last + _FADE_FRAMES) * per_frame]
@@ -132,19 +131,13 @@ def convert(
         place[:] = made
         on_progress((number + 1) / len(spans))
     result = fit_length(out, resampled_length(len(whole), rate_hz, config.rate_hz))
-    if not np.isfinite(result).all():
-        raise VoxfleetError(
-            Reason.CONVERSION_FAILED,
-            "the voice's model gave samples that are no numbers; train it again",
-            kind=Kind.INTERNAL,
-            failure=FailureClass.PERMANENT,
-        )
+    check_numbers(result)
     result = mix_envelopes(source, result, config.rate_hz, params.rms_mix_rate)
     peak = float(np.abs(result).max(initial=0.0))
-    return (result * np.float32(_CEILING / peak) if peak > _CEILING else result), config.rate_hz
+    return (result * np.float32(CEILING / peak) if peak > CEILING else result), config.rate_hz
 
 
-def _convert_window(
+def convert_window(
     voice: Voice,
     tracker: pitch.F0Method,
     window: Floats,
@@ -153,6 +146,10 @@ def _convert_window(
     *,
     should_stop: ShouldStop,
 ) -> Floats:
+    """Convert one stretch, whole, from 16 kHz to the model's rate; as long as its content frames.
+
+    ``number`` is of the stretch in its sound: with the seed it makes the noise.
+    """
     content = voice.encoder.encode(window)
     _check(should_stop)
     f0_hz = pitch.smooth(tracker.track(window, 2 * len(content)), params.filter_radius)
@@ -188,6 +185,24 @@ def _convert_window(
             kind=Kind.EXHAUSTED,
             failure=FailureClass.RESOURCE,
         ) from error
+
+
+def check_numbers(made: Floats) -> None:
+    """Refuses what is no sound. Errors: CONVERSION_FAILED."""
+    if not np.isfinite(made).all():
+        raise VoxfleetError(
+            Reason.CONVERSION_FAILED,
+            "the voice's model gave samples that are no numbers; train it again",
+            kind=Kind.INTERNAL,
+            failure=FailureClass.PERMANENT,
+        )
+
+
+def check_speaker(voice: Voice, params: ConvertParams) -> None:
+    """Refuses a row that the voice's table of speakers lacks. Errors: INVALID_ARGUMENT."""
+    speakers = voice.facts.config.speakers
+    if not 0 <= params.speaker < speakers:
+        raise invalid(Reason.INVALID_ARGUMENT, f"speaker must be below {speakers}", field="speaker")
 
 
 def _check(should_stop: ShouldStop) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 
-from services.common.jobs.tasks import F5Voice, Pronunciation
+from services.common.jobs.tasks import F5Voice, Pronunciation, RvcVoice
 from services.common.jobs.wire import blob_from_proto, words_from_proto
 from services.common.rpc import status
 from services.engines.bundles.manifest import Manifest
@@ -32,13 +32,23 @@ class GrpcCatalog:
         f5 = None
         if found.HasField("reference"):
             f5 = F5Voice(
-                name=found.voice.name,
+                name=found.reference_audio if found.voice.engine == "rvc" else found.voice.name,
                 reference=blob_from_proto(found.reference),
                 reference_text=found.reference_text,
                 languages=tuple(found.voice.languages),
                 reference_words=words_from_proto(found.reference_words),
             )
-        return ResolvedVoice(found.voice.name, found.voice.engine, f5, tuple(found.allowed_licences))
+        rvc = None
+        if found.HasField("package"):
+            rvc = RvcVoice(name=found.voice.name, package=blob_from_proto(found.package))
+        return ResolvedVoice(
+            found.voice.name,
+            found.voice.engine,
+            f5,
+            tuple(found.allowed_licences),
+            rvc,
+            found.voice.weights_licence,
+        )
 
     async def pronunciations(
         self, team: str, lexicons: Sequence[str], text: str

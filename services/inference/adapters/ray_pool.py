@@ -119,6 +119,12 @@ class EngineActor:
         assert self._calls is not None
         self._calls.stop(call)
 
+    @ray.method(concurrency_group="control")
+    def feed(self, call: str, data: bytes) -> None:
+        """Gives a call what it is to work on."""
+        assert self._calls is not None
+        self._calls.feed(call, data)
+
     def run(self, packed: bytes) -> Batch:
         """Does a call's work; see :class:`services.inference.engine.running.Calls`."""
         assert self._calls is not None
@@ -295,6 +301,10 @@ class RayCall:
             if not run.cancel() and not run.cancelled():
                 # Where it has failed as well, that has been told.
                 run.exception()
+
+    async def feed(self, data: bytes) -> None:
+        """See :class:`services.inference.ports.Call`."""
+        await _answer(self._handle.feed.remote(self._id, data))
 
     async def stop(self) -> None:
         """See :class:`services.inference.ports.Call`."""

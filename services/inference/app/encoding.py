@@ -14,7 +14,7 @@ from services.common.errors import internal
 from services.common.jobs.tasks import Output
 from services.common.media.encode import Format, StreamEncoder
 from services.inference.app.synthesis import PIECE_BYTES, Header, Part, Summary
-from services.inference.tags import file_tags, provenance_tags
+from services.inference.tags import file_tags, provenance_tags, speaker_tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,10 @@ async def encoded(parts: AsyncGenerator[Part], output: Output) -> AsyncGenerator
 
 def _encoder(header: Header, output: Output) -> StreamEncoder:
     fmt = Format(output.format)
-    tags = file_tags(
-        provenance_tags("f5", header.voice), header.weights, header.seed, watermarked=header.watermarked
-    )
+    said = provenance_tags(header.engine, header.voice)
+    if header.speaker is not None:
+        said |= speaker_tags(header.speaker)
+    tags = file_tags(said, header.weights, header.seed, watermarked=header.watermarked)
     return StreamEncoder(
         header.rate_hz,
         fmt,

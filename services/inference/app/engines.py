@@ -105,8 +105,8 @@ ENGINES: tuple[EngineDescription, ...] = (
     ),
     EngineDescription(
         "rvc",
-        ("train", "convert"),
-        "RVC v2: a voice trained on recordings, for converting others.",
+        ("train", "convert", "synthesize"),
+        "RVC v2: a voice trained on recordings, for converting others and what F5 speaks.",
         RvcParameters,
     ),
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from services.common.jobs.model import (
     Outcome,
     Progress,
     Released,
+    Spoken,
     Succeeded,
 )
 from services.common.jobs.tasks import (
@@ -29,6 +31,7 @@ from services.common.jobs.tasks import (
     ImportVoiceTask,
     PullBundleTask,
     RespeakTask,
+    RvcVoice,
     SourceAudio,
     SpeakTask,
     TrainTask,
@@ -36,12 +39,27 @@ from services.common.jobs.tasks import (
 from services.common.jobs.worker import Attempt
 from services.inference import metrics
 from services.inference.app.bundles import Bundles
+from services.inference.app.converting import bare
 from services.inference.app.exchange import Exchange
 from services.inference.app.licences import TeamLicences
 from services.inference.app.members import GpusLentError, Running
 from services.inference.app.pool import Pool
 from services.inference.app.seeds import seeded
-from services.inference.calls import Advance, Convert, EngineFacts, Made, Request, Respeak, Speak
+from services.inference.app.speakers import Speakers
+from services.inference.calls import (
+    Advance,
+    Closed,
+    Convert,
+    ConvertSpoken,
+    EngineFacts,
+    Made,
+    Opened,
+    Pcm,
+    Request,
+    Respeak,
+    Speak,
+    Speaker,
+)
 from services.inference.languages import bundle_for, first_allowed, language_of
 from services.inference.model import Rank
 
@@ -57,6 +75,8 @@ _SPANS = {
     "encode": (85.0, 95.0),
     "store": (95.0, 100.0),
 }
+_SPOKEN_PERCENT = 60.0
+"""Of a text in a trained voice, speaking it is so much."""
 _PULLS_AT_ONCE = 1
 _EXCHANGED_AT_ONCE = 1
 """Voices imported, and exported: each takes a CPU and memory beside the pools."""
@@ -71,16 +91,25 @@ class Jobs:
         f5: the pool that speaks.
         rvc: the pool that converts.
         bundles: for pulls.
+        speakers: who speaks for trained voices.
         licences: which weights a team may use.
         exchange: for voices that come from files and go to files.
     """
 
     def __init__(
-        self, f5: Pool, rvc: Pool, bundles: Bundles, licences: TeamLicences, exchange: Exchange
+        self,
+        f5: Pool,
+        rvc: Pool,
+        bundles: Bundles,
+        *,
+        speakers: Speakers,
+        licences: TeamLicences,
+        exchange: Exchange,
     ) -> None:
         self._f5 = f5
         self._rvc = rvc
         self._bundles = bundles
+        self._speakers = speakers
         self._licences = licences
         self._exchange = exchange
         self._running: Counter[str] = Counter()
@@ -142,14 +171,46 @@ class Jobs:
 
     async def _speak(self, attempt: Attempt, task: SpeakTask) -> Succeeded:
         asked = task.model_copy(update={"parameters": seeded(task.parameters)})
+        if asked.converted is not None:
+            return await self._speak_converted(attempt, asked, asked.converted)
+        made = await self._made(self._f5, await self._speaking(attempt, asked), Rank.BATCH, attempt)
+        return _succeeded(made, "f5", task.voice.name, _title(task), "")
+
+    async def _speaking(self, attempt: Attempt, task: SpeakTask) -> Callable[[EngineFacts], Request]:
         allowed = await self._licences.allowed(task.team)
 
         def speak(facts: EngineFacts) -> Request:
             bundle_for(language_of(task.parameters, task.voice), facts, allowed)
-            return Speak(attempt.lease.job, asked, allowed)
+            return Speak(attempt.lease.job, task, allowed)
 
-        made = await self._made(self._f5, speak, Rank.BATCH, attempt)
-        return _succeeded(made, "f5", task.voice.name, task.display_name or task.text[:60], "")
+        return speak
+
+    async def _speak_converted(self, attempt: Attempt, task: SpeakTask, target: RvcVoice) -> Succeeded:
+        """Asks one pool after the other: where a replica dies, only its own part is done again."""
+        lease = attempt.lease
+        speaker = await self._speakers.ready(task.voice, target.name, Rank.BATCH, avoid=lease.avoid_nodes)
+        said = task.model_copy(update={"voice": speaker, "parameters": bare(task.parameters)})
+        speech = _Speech(attempt)
+        await self._asked(self._f5, await self._speaking(attempt, said), Rank.BATCH, attempt, speech.follow)
+        seed = speech.closed.seed
+        how = task.conversion.model_copy(update={"seed": task.conversion.seed or task.parameters.seed})
+        finished = task.model_copy(
+            update={"conversion": how, "parameters": task.parameters.model_copy(update={"seed": seed})}
+        )
+        spoke = Speaker(speaker.name, speech.opened.weights)
+        request = ConvertSpoken(
+            lease.job, finished, speech.data, speech.opened.rate_hz, spoke, lease.batch_scale
+        )
+        made = await self._made(
+            self._rvc, lambda _: request, Rank.BATCH, attempt, within=(_SPOKEN_PERCENT, 100.0)
+        )
+        made = replace(
+            made,
+            words=speech.closed.words,
+            quality=speech.closed.quality,
+            work_s=made.work_s + speech.work_s,
+        )
+        return _succeeded(made, "rvc", target.name, _title(task), "", speaker=spoke)
 
     async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
         request = Convert(attempt.lease.job, task, attempt.lease.batch_scale)
@@ -172,13 +233,34 @@ class Jobs:
         return _succeeded(made, "f5", task.voice.name, _name_of(task.audio), task.audio.name)
 
     async def _made(
-        self, pool: Pool, make: Callable[[EngineFacts], Request], rank: Rank, attempt: Attempt
+        self,
+        pool: Pool,
+        make: Callable[[EngineFacts], Request],
+        rank: Rank,
+        attempt: Attempt,
+        *,
+        within: tuple[float, float] = (0.0, 100.0),
     ) -> Made:
-        """What a call makes; where its replica dies, another is asked once."""
+        """What a call makes; ``within`` is what it is of the job, in percent."""
+
+        async def follow(running: Running) -> Made:
+            return await _follow(running, attempt, within)
+
+        return await self._asked(pool, make, rank, attempt, follow)
+
+    async def _asked(
+        self,
+        pool: Pool,
+        make: Callable[[EngineFacts], Request],
+        rank: Rank,
+        attempt: Attempt,
+        follow: Callable[[Running], Awaitable[T]],
+    ) -> T:
+        """What comes of a call; where its replica dies, another is asked once."""
         for last in (False, True):
             try:
                 async with pool.call(make, rank, avoid=attempt.lease.avoid_nodes) as running:
-                    return await _follow(running, attempt)
+                    return await follow(running)
             except VoxfleetError as error:
                 if last or error.reason is not Reason.WORKER_LOST:
                     raise
@@ -216,6 +298,10 @@ def _advance(attempt: Attempt, phase: str, percent: float) -> None:
     attempt.report(Progress(phase, percent=percent))
 
 
+def _title(task: SpeakTask) -> str:
+    return task.display_name or task.text[:60]
+
+
 def _name_of(audio: SourceAudio) -> str:
     return audio.display_name or audio.name.rpartition("/")[2]
 
@@ -236,14 +322,46 @@ async def _until_stopped(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.gather(working, return_exceptions=True)
 
 
-async def _follow(running: Running, attempt: Attempt) -> Made:
+class _Speech:
+    """What was spoken and is now to be converted."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    async def follow(self, running: Running) -> None:
+        """Takes a call's speech, from its beginning."""
+        opened: Opened | None = None
+        self.closed, self.work_s = Closed(), 0.0
+        pieces = []
+        async for event in running.events():
+            match event:
+                case Advance():
+                    _report(self._attempt, event, (0.0, _SPOKEN_PERCENT))
+                case Opened():
+                    opened = event
+                case Pcm():
+                    pieces.append(event.data)
+                    self.work_s += event.work_s
+                case Closed():
+                    self.closed = event
+        if opened is None:
+            raise internal("the engine ended without an answer")
+        self.opened, self.data = opened, b"".join(pieces)
+
+
+def _report(attempt: Attempt, event: Advance, within: tuple[float, float]) -> None:
+    low, high = _SPANS[event.phase]
+    percent = low + (high - low) * event.share
+    attempt.report(Progress(event.phase, percent=within[0] + (within[1] - within[0]) * percent / 100.0))
+
+
+async def _follow(running: Running, attempt: Attempt, within: tuple[float, float]) -> Made:
     """Reports how far a call is; what it made in the end."""
     made: Made | None = None
     async for event in running.events():
         match event:
             case Advance():
-                low, high = _SPANS[event.phase]
-                attempt.report(Progress(event.phase, percent=low + (high - low) * event.share))
+                _report(attempt, event, within)
             case Made():
                 made = event
     if made is None:
@@ -251,7 +369,15 @@ async def _follow(running: Running, attempt: Attempt) -> Made:
     return made
 
 
-def _succeeded(made: Made, engine: str, voice: str, display_name: str, source: str) -> Succeeded:
+def _succeeded(
+    made: Made,
+    engine: str,
+    voice: str,
+    display_name: str,
+    source: str,
+    *,
+    speaker: Speaker | None = None,
+) -> Succeeded:
     if made.duration_s <= 0:
         reason = Reason.SYNTHESIS_FAILED if engine == "f5" else Reason.CONVERSION_FAILED
         raise VoxfleetError(reason, "the engine made no sound", kind=Kind.INTERNAL)
@@ -274,10 +400,20 @@ def _succeeded(made: Made, engine: str, voice: str, display_name: str, source: s
         watermarked=made.watermarked,
         words=made.words,
         quality=made.quality,
+        spoken=_spoken(speaker) if speaker is not None else None,
     )
+    weights = made.weights
+    if speaker is not None and weights.trained and not speaker.weights.trained:
+        # A job names one: that of which somebody must be told.
+        weights = speaker.weights
     return Succeeded(
         audios=(audio,),
         metrics={"rtf": rtf, "work_s": made.work_s, "audio_s": made.duration_s},
-        weights=made.weights.name,
-        weights_trained=made.weights.trained,
+        weights=weights.name,
+        weights_trained=weights.trained,
     )
+
+
+def _spoken(speaker: Speaker) -> Spoken:
+    weights = speaker.weights
+    return Spoken(speaker.name, weights.name, weights.trained, weights.licence)

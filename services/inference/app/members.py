@@ -8,12 +8,16 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass, field
 
 from services.common.errors import Reason, VoxfleetError
-from services.inference.calls import EngineFacts, Event, Request
+from services.inference.calls import ConvertStream, EngineFacts, Event, Pcm, Request
 from services.inference.health import WELL, Condition, Vitals
 from services.inference.model import Rank, Replica, ReplicaState
 from services.inference.ports import Call, Engine
 
 log = logging.getLogger(__name__)
+
+
+FED_AHEAD = 4
+"""Pieces that a call is fed before it has answered the first of them."""
 
 
 class GpusLentError(Exception):
@@ -129,6 +133,9 @@ class Running:
         clock: Callable[[], float],
     ) -> None:
         self._call = call
+        self._is_fed = isinstance(request, ConvertStream)
+        self._ahead = asyncio.Semaphore(FED_AHEAD)
+        self._owed = 0
         self.facts = facts
         self.waited_s = waited_s
         self.kind = type(request).__name__
@@ -148,8 +155,37 @@ class Running:
         return self.error is not None and self.error.reason is Reason.GPU_OUT_OF_MEMORY
 
     def silent_s(self, now_s: float) -> float:
-        """How long the engine has been waited for: nothing while it is the caller who does not read on."""
-        return now_s - self._since_s if self._since_s is not None else 0.0
+        """How long the engine has been waited for: nothing while it is the caller who does not read on.
+
+        Nor while there is nothing to do: an engine that is fed answers each piece.
+        """
+        if self._since_s is None or (self._is_fed and self._owed == 0):
+            return 0.0
+        return now_s - self._since_s
+
+    async def feed(self, data: bytes) -> None:
+        """Gives the engine the next piece, an empty one at the end; waits while it is far behind.
+
+        Errors: WORKER_LOST.
+        """
+        await self._ahead.acquire()
+        if self._owed == 0 and self._since_s is not None:
+            self._since_s = self._clock()
+        self._owed += 1
+        try:
+            await self._call.feed(data)
+        except VoxfleetError as error:
+            self.error = error
+            raise
+
+    async def stop(self) -> None:
+        """Asks it to end early: its events then end with CANCELLED."""
+        await self._call.stop()
+
+    def _answered(self, event: Event) -> None:
+        if self._is_fed and isinstance(event, Pcm) and self._owed:
+            self._owed -= 1
+            self._ahead.release()
 
     async def events(self) -> AsyncGenerator[Event]:
         """What the engine sends; see :meth:`ports.Call.events`."""
@@ -165,6 +201,7 @@ class Running:
                     self._since_s = None
                 if event is None:
                     break
+                self._answered(event)
                 yield event
         except VoxfleetError as error:
             self.ended, self.error = True, error

@@ -281,10 +281,12 @@ class Pool:
             try:
                 yield running
             except VoxfleetError as error:
-                if error.failure.concerns_node:
-                    error.metadata.setdefault("node", member.facts.node)
-                if error.reason is Reason.WORKER_LOST:
-                    self._lost(member)
+                # What another pool's call within this one failed of says nothing of this replica.
+                if error is running.error:
+                    if error.failure.concerns_node:
+                        error.metadata.setdefault("node", member.facts.node)
+                    if error.reason is Reason.WORKER_LOST:
+                        self._lost(member)
                 raise
             finally:
                 member.calls.discard(running)

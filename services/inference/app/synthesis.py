@@ -6,20 +6,33 @@ import asyncio
 import logging
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from services.common import limits, telemetry
-from services.common.errors import Reason, VoxfleetError, internal, invalid, not_built
-from services.common.jobs.tasks import F5Voice, Pronunciation, SpeakingParameters
+from services.common.errors import Reason, VoxfleetError, internal, invalid
+from services.common.jobs.tasks import ConversionParameters, F5Voice, Pronunciation, SpeakingParameters
+from services.common.licences import check_licence
+from services.common.speakers import SPEAKER_FIELD, check_own, check_unconverted
 from services.inference import metrics
+from services.inference.app.converting import Conversion, bare, converted
 from services.inference.app.pool import Pool
 from services.inference.app.seeds import seeded
-from services.inference.calls import Closed, EngineFacts, Opened, Pcm, Request, StreamSpeech, Weights
+from services.inference.app.speakers import Speakers
+from services.inference.calls import (
+    Closed,
+    EngineFacts,
+    Opened,
+    Pcm,
+    Request,
+    Speaker,
+    StreamSpeech,
+    Weights,
+)
 from services.inference.languages import bundle_for, language_of
 from services.inference.model import Rank
-from services.inference.ports import Catalog, Usage
+from services.inference.ports import Catalog, ResolvedVoice, Usage
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +52,9 @@ class SpeechRequest:
         parameters: how; a seed of 0 is chosen here.
         rate_hz: of the samples; 0 for the engine's own.
         lexicons: by name, the first that has a word first.
+        speaker: the zero-shot voice that speaks for a trained one, by name; the trained one's own recording
+            where empty.
+        conversion: how a trained voice's text is converted; None where the request says nothing of it.
     """
 
     team: str
@@ -48,11 +64,13 @@ class SpeechRequest:
     parameters: SpeakingParameters
     rate_hz: int = 0
     lexicons: tuple[str, ...] = ()
+    speaker: str = ""
+    conversion: ConversionParameters | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is coming."""
+    """What is coming; ``speaker`` is what spoke before a conversion."""
 
     rate_hz: int
     chunks: int
@@ -60,6 +78,12 @@ class Header:
     weights: Weights
     seed: int
     watermarked: bool = False
+    speaker: Speaker | None = None
+
+    @property
+    def engine(self) -> str:
+        """That made what is heard."""
+        return "rvc" if self.speaker is not None else "f5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +117,29 @@ class _Progress:
         return self.samples / self.header.rate_hz if self.header is not None else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the pools are asked for; ``conversion`` where the voice is a trained one."""
+
+    voice: str
+    speech: StreamSpeech
+    conversion: Conversion | None
+
+
 class Synthesis:
     """Speaks while the caller listens.
 
     Args:
-        pool: of F5 replicas.
+        f5: the pool that speaks.
+        rvc: the pool that converts what is spoken in a trained voice.
+        speakers: who speaks for trained voices.
         catalog: resolves voices and keeps the usage.
     """
 
-    def __init__(self, pool: Pool, catalog: Catalog) -> None:
-        self._pool = pool
+    def __init__(self, f5: Pool, rvc: Pool, speakers: Speakers, catalog: Catalog) -> None:
+        self._f5 = f5
+        self._rvc = rvc
+        self._speakers = speakers
         self._catalog = catalog
         self._recording: set[asyncio.Task[None]] = set()
 
@@ -117,16 +154,16 @@ class Synthesis:
         the stream early stops the engine and frees its slot.
 
         Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
-        LEXICON_NOT_FOUND, UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED, QUEUE_FULL, SYNTHESIS_FAILED,
-        WORKER_LOST, FEATURE_NOT_BUILT.
+        UNSUPPORTED_ENGINE, INVALID_ARGUMENT, LEXICON_NOT_FOUND, UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED,
+        QUEUE_FULL, SYNTHESIS_FAILED, CONVERSION_FAILED, WORKER_LOST.
         """
         began_s = time.perf_counter()
         progress = _Progress()
-        outcome = "cancelled"
+        engine, outcome = "f5", "cancelled"
         try:
             check_text(request.text)
-            voice, allowed = await self._resolve(request)
-            asked = self._asked(request, voice, await self._pronunciations(request), allowed)
+            asked = await self._asked(request)
+            engine = "f5" if asked.conversion is None else "rvc"
             async with aclosing(self._speak(asked, progress)) as parts:
                 async for part in parts:
                     if isinstance(part, bytes) and progress.samples == 0:
@@ -135,49 +172,62 @@ class Synthesis:
                     if isinstance(part, bytes):
                         progress.samples += len(part) // 2
             outcome = "ok"
-            yield _summary(progress, asked.parameters.steps)
+            yield _summary(progress, asked.speech.parameters.steps)
         except Exception as error:
             outcome = metrics.outcome_of(error)
             raise
         finally:
-            metrics.CALLS.labels("f5", "synthesize", outcome).inc()
+            metrics.CALLS.labels(engine, "synthesize", outcome).inc()
             if progress.samples:
-                metrics.RTF.labels("f5", "stream").observe(progress.work_s / progress.duration_s)
+                metrics.RTF.labels(engine, "stream").observe(progress.work_s / progress.duration_s)
                 # Beside the stream: its end does not wait for the record.
                 task = asyncio.create_task(self._record(request, progress))
                 self._recording.add(task)
                 task.add_done_callback(self._recording.discard)
 
-    async def _resolve(self, request: SpeechRequest) -> tuple[F5Voice, Sequence[str]]:
-        """The voice, and the licences of weights that its team may use."""
+    async def _asked(self, request: SpeechRequest) -> _Asked:
         resolved = await self._catalog.resolve_voice(request.voice, request.style)
-        if resolved.engine == "rvc":
-            raise not_built("speaking text in an RVC voice")
-        if resolved.f5 is None:
-            raise invalid(
-                Reason.UNSUPPORTED_ENGINE,
-                f"{request.voice} is a voice of engine {resolved.engine}, which does not speak",
-                field="voice",
-                engine=resolved.engine,
-            )
-        return resolved.f5, resolved.allowed_licences
+        parameters = seeded(request.parameters)
+        allowed = tuple(resolved.allowed_licences)
+        if resolved.rvc is None:
+            check_unconverted(request.voice, request.speaker, has_conversion=request.conversion is not None)
+            voice = _zero_shot(resolved, "voice")
+            pronunciations = await self._pronunciations(request)
+            speech = StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations, allowed)
+            return _Asked(request.voice, speech, None)
+        if resolved.licence:
+            # A voice that was trained here says nothing of a licence: it is the team's own.
+            check_licence(allowed, resolved.licence, resolved.name)
+        speaker = await self._speaker(request, resolved)
+        pronunciations = await self._pronunciations(request)
+        how = request.conversion or ConversionParameters(pitch_shift=parameters.pitch_shift)
+        conversion = Conversion(
+            resolved.rvc,
+            how.model_copy(update={"seed": how.seed or parameters.seed}),
+            speaker.name,
+            parameters,
+            request.rate_hz,
+        )
+        speech = StreamSpeech(
+            request.text, speaker, bare(parameters), 0, pronunciations, allowed, marked=False
+        )
+        return _Asked(request.voice, speech, conversion)
+
+    async def _speaker(self, request: SpeechRequest, trained: ResolvedVoice) -> F5Voice:
+        """Who speaks for a trained voice."""
+        if request.speaker:
+            resolved = await self._catalog.resolve_voice(request.speaker, request.style)
+            return _zero_shot(resolved, SPEAKER_FIELD)
+        check_own(trained.name, request.style, has_recording=trained.f5 is not None)
+        assert trained.f5 is not None
+        return await self._speakers.ready(trained.f5, trained.name, Rank.INTERACTIVE)
 
     async def _pronunciations(self, request: SpeechRequest) -> tuple[Pronunciation, ...]:
         if not request.lexicons:
             return ()
         return await self._catalog.pronunciations(request.team, request.lexicons, request.text)
 
-    def _asked(
-        self,
-        request: SpeechRequest,
-        voice: F5Voice,
-        pronunciations: tuple[Pronunciation, ...],
-        allowed: Sequence[str],
-    ) -> StreamSpeech:
-        parameters = seeded(request.parameters)
-        return StreamSpeech(request.text, voice, parameters, request.rate_hz, pronunciations, tuple(allowed))
-
-    async def _speak(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
+    async def _speak(self, asked: _Asked, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         for last in (False, True):
             try:
                 async with aclosing(self._speak_once(asked, progress)) as parts:
@@ -189,24 +239,32 @@ class Synthesis:
                     raise
                 log.info("a replica died before the first sample; the request goes to another")
 
-    async def _speak_once(self, asked: StreamSpeech, progress: _Progress) -> AsyncGenerator[Header | bytes]:
+    async def _speak_once(self, asked: _Asked, progress: _Progress) -> AsyncGenerator[Header | bytes]:
         def make(facts: EngineFacts) -> Request:
-            bundle_for(language_of(asked.parameters, asked.voice), facts, asked.allowed)
-            return asked
+            bundle_for(language_of(speech.parameters, speech.voice), facts, speech.allowed)
+            return speech
 
-        async with self._pool.call(make, Rank.INTERACTIVE) as running:
-            progress.queue_s += running.waited_s
-            async with aclosing(running.events()) as events:
+        def waited(seconds: float) -> None:
+            progress.queue_s += seconds
+
+        speech = asked.speech
+        async with self._f5.call(make, Rank.INTERACTIVE) as running:
+            waited(running.waited_s)
+            spoken = running.events()
+            if asked.conversion is not None:
+                spoken = converted(spoken, self._rvc, asked.conversion, waited)
+            async with aclosing(spoken) as events:
                 async for event in events:
                     match event:
                         case Opened() if progress.header is None:
                             progress.header = Header(
                                 event.rate_hz,
                                 event.chunks,
-                                asked.voice.name,
+                                asked.voice,
                                 event.weights,
                                 event.seed,
                                 event.watermarked,
+                                event.speaker,
                             )
                             yield progress.header
                         case Closed():
@@ -224,6 +282,18 @@ class Synthesis:
         except VoxfleetError as error:
             # The caller has their audio: that it was not counted is ours to mend.
             log.warning("usage of %s is not recorded: %s", request.voice, error.message)
+
+
+def _zero_shot(resolved: ResolvedVoice, field: str) -> F5Voice:
+    """What a voice speaks from. Errors: UNSUPPORTED_ENGINE where it does not speak by itself."""
+    if resolved.rvc is not None or resolved.f5 is None:
+        raise invalid(
+            Reason.UNSUPPORTED_ENGINE,
+            f"{resolved.name} is a voice of engine {resolved.engine}, which does not speak by itself",
+            field=field,
+            engine=resolved.engine,
+        )
+    return resolved.f5
 
 
 def check_text(text: str) -> None:

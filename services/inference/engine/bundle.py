@@ -84,7 +84,7 @@ class LoadedBundle:
 
         Errors: AUDIO_NOT_FOUND, ARTIFACT_CORRUPT, and those of :func:`prepare`.
         """
-        key = (voice.reference.sha256, voice.reference_text)
+        key = (voice.clip_id, voice.reference_text)
         with self._lock:
             if key in self._references:
                 self._references.move_to_end(key)
@@ -98,10 +98,17 @@ class LoadedBundle:
 
     def clip(self, voice: F5Voice) -> ReferenceClip:
         """A voice's clip, cut to length with its text; not kept. Errors: as :meth:`reference`."""
-        audio = decode(fetch(self._store, voice.reference, Reason.AUDIO_NOT_FOUND))
+        audio = decode(
+            fetch(self._store, voice.reference, Reason.AUDIO_NOT_FOUND),
+            # Of a long recording only a stretch is needed: at this rate it is held soonest.
+            rate_hz=RATE_HZ if voice.end_s else None,
+        )
+        samples = audio.samples
+        if voice.end_s:
+            samples = samples[round(voice.start_s * audio.rate_hz) : round(voice.end_s * audio.rate_hz)]
         return prepare(
-            voice.reference.sha256,
-            audio.samples,
+            voice.clip_id,
+            samples,
             audio.rate_hz,
             voice.reference_text,
             words=voice.reference_words or None,

@@ -18,16 +18,26 @@ import numpy as np
 
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, internal, not_found
-from services.common.jobs.tasks import Blob, ConvertTask, RvcVoice
+from services.common.jobs.tasks import Blob, RvcVoice, SpeakTask
 from services.common.media.decode import decode
 from services.engines.device import exercise, natural_device
 from services.engines.rvc.audio import CONTENT_RATE_HZ
 from services.engines.rvc.content import ContentSources
-from services.engines.rvc.conversion import ConvertParams, convert
+from services.engines.rvc.conversion import convert
 from services.engines.rvc.package import unpack_voice
 from services.engines.rvc.stopping import stopped
 from services.engines.rvc.voice import Voice, load_voice
-from services.inference.calls import Advance, Convert, EngineFacts, EngineSpec, Probe, Request, Weights
+from services.inference.calls import (
+    Advance,
+    Convert,
+    ConvertSpoken,
+    ConvertStream,
+    EngineFacts,
+    EngineSpec,
+    Probe,
+    Request,
+    Weights,
+)
 from services.inference.engine.blobs import (
     ensure_bundle,
     fetch,
@@ -37,6 +47,7 @@ from services.inference.engine.blobs import (
 )
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.running import Emit, Stopped
+from services.inference.engine.spoken import convert_spoken, convert_stream, params_of
 from services.inference.model import Role
 from services.inference.slots import natural_slots
 from services.inference.tags import provenance_tags
@@ -100,6 +111,21 @@ class ConversionBody:
         match request:
             case Convert():
                 self._convert(request, emit, should_stop)
+            case ConvertStream():
+                voice, weights = self._with_weights(request.voice)
+                convert_stream(voice, weights, request, emit, marking=self._marking, stopped=should_stop)
+            case ConvertSpoken(task=SpeakTask(converted=RvcVoice() as target)):
+                emit(Advance("load"))
+                voice, weights = self._with_weights(target)
+                convert_spoken(
+                    voice,
+                    weights,
+                    request,
+                    emit,
+                    store=self._store,
+                    marking=self._marking,
+                    stopped=should_stop,
+                )
             case Probe():
                 self._probe(should_stop)
             case _:
@@ -120,7 +146,7 @@ class ConversionBody:
             voice,
             audio.samples,
             audio.rate_hz,
-            _params(task, request.share),
+            params_of(task.parameters, request.share),
             on_progress=lambda share: emit(Advance("convert", share)),
             should_stop=should_stop,
         )
@@ -139,6 +165,11 @@ class ConversionBody:
             marking=self._marking,
         )
         emit(made)
+
+    def _with_weights(self, voice: RvcVoice) -> tuple[Voice, Weights]:
+        """The voice in memory, and what its outputs say of it."""
+        loaded = self._voice(voice)
+        return loaded, weights_of(voice.name, loaded)
 
     def _probe(self, should_stop: Stopped) -> None:
         """Converts a moment of noise into the voice used last; before there is one, the device computes."""
@@ -204,20 +235,6 @@ def weights_of(name: str, voice: Voice) -> Weights:
     # An imported voice counts no steps: it was trained elsewhere.
     trained = voice.facts.training.get("steps", 1) > 0
     return Weights(name, trained, str(voice.facts.training.get("licence", "")))
-
-
-def _params(task: ConvertTask, share: float) -> ConvertParams:
-    asked = task.parameters
-    return ConvertParams(
-        pitch_shift=asked.pitch_shift,
-        index_rate=asked.index_rate,
-        filter_radius=asked.filter_radius,
-        rms_mix_rate=asked.rms_mix_rate,
-        protect=asked.protect,
-        f0_method=asked.f0_method or None,
-        seed=asked.seed,
-        chunk_scale=share,
-    )
 
 
 @contextmanager

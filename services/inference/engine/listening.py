@@ -10,15 +10,19 @@ import numpy as np
 
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import Reason, VoxfleetError, invalid
+from services.common.jobs.tasks import TimedWord
 from services.common.media.decode import decode
 from services.common.media.resample import resample
+from services.engines.f5.reference import RATE_HZ as REFERENCE_HZ
 from services.engines.f5.reference import check_sound, prepare
 from services.engines.f5.wording import spoken
+from services.engines.whisper import recordings
 from services.engines.whisper.alignment import silences, timed
 from services.engines.whisper.asr import RATE_HZ, Recogniser, whisper_language
 from services.engines.whisper.bundle import whisper_base
+from services.engines.whisper.excerpts import best_stretch
 from services.engines.whisper.scoring import character_error_rate, word_error_rate, words_in
-from services.inference.calls import Heard, Listen
+from services.inference.calls import Excerpt, Heard, Listen
 from services.inference.engine.blobs import fetch
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 MIN_VOICED_S = 0.5
 AUDIO_FIELD = "reference_audio"
 TEXT_FIELD = "reference_text"
+_EXCERPT_FROM_S = 45.0
+"""As much of a recording is heard: on a CPU it takes seconds."""
 
 
 class Ear:
@@ -111,6 +117,37 @@ def listen(store: ArtifactStore, ear: Ear, request: Listen) -> Heard:
     # Made ready as for speaking, and thrown away: what is wrong with it is said now and not at first use.
     prepare(request.blob.sha256, samples, rate_hz, text, words=words)
     return Heard(text, found.language, words, rate)
+
+
+def excerpt(store: ArtifactStore, ear: Ear, request: Excerpt) -> Heard:
+    """Finds a stretch to speak from in the beginning of a recording; its numbers are in words.
+
+    Args:
+        store: has the recording.
+        ear: hears it.
+        request: which.
+
+    Raises:
+        VoxfleetError: AUDIO_NOT_FOUND, INVALID_FORMAT; SPEECH_NOT_HEARD where nobody speaks two seconds
+            without a long pause; those of :func:`services.engines.f5.reference.prepare`; MODEL_NOT_FOUND
+            where Whisper is not installed.
+    """
+    audio = decode(fetch(store, request.blob, Reason.AUDIO_NOT_FOUND), rate_hz=REFERENCE_HZ)
+    samples = audio.samples[: round(_EXCERPT_FROM_S * REFERENCE_HZ)]
+    found = recordings.listen(ear.recogniser(), samples, REFERENCE_HZ, language=request.language)
+    stretch = best_stretch(found.words, len(samples) / REFERENCE_HZ)
+    if stretch is None:
+        raise _nothing_heard(sum(word.end_s - word.start_s for word in found.words))
+    text = in_words(stretch.text, request.language or found.language)
+    words = () if text != stretch.text else tuple(_earlier(word, stretch.start_s) for word in stretch.words)
+    cut = samples[round(stretch.start_s * REFERENCE_HZ) : round(stretch.end_s * REFERENCE_HZ)]
+    # As in listening: what is wrong with it is said now.
+    prepare(request.blob.sha256, cut, REFERENCE_HZ, text, words=words or None)
+    return Heard(text, found.language, words, 0.0, stretch.start_s, stretch.end_s)
+
+
+def _earlier(word: TimedWord, by_s: float) -> TimedWord:
+    return word.model_copy(update={"start_s": word.start_s - by_s, "end_s": word.end_s - by_s})
 
 
 def _nothing_heard(voiced_s: float) -> VoxfleetError:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from services.common import telemetry
 from services.common.errors import FailureClass, Kind, Reason, VoxfleetError
 from services.engines.memory import is_out_of_memory
-from services.inference.calls import Advance, EngineFacts, Event, Request
+from services.inference.calls import Advance, ConvertStream, EngineFacts, Event, Request
 
 Emit = Callable[[Event], None]
 Stopped = Callable[[], bool]
@@ -72,6 +72,8 @@ class Calls:
         error: VoxfleetError | None = None
         try:
             with telemetry.span(f"engine {type(request).__name__}", traceparent=traceparent):
+                if isinstance(request, ConvertStream):
+                    request = replace(request, fed=ours.fed())
                 self._body.run(request, ours.emit, ours.stopped)
         except BaseException as caught:  # noqa: BLE001 - told to whoever asked for the work
             error = self._known(caught)
@@ -89,6 +91,10 @@ class Calls:
     def stop(self, call: str) -> None:
         """Asks a call to end; it may not even have begun."""
         self._call(call).stop()
+
+    def feed(self, call: str, data: bytes) -> None:
+        """Gives a call what it is to work on; it may not even have begun. An empty piece is the end."""
+        self._call(call).feed(data)
 
     def _call(self, call: str) -> _Call:
         """A call that is over, or that runs, or that is still on its way here."""
@@ -117,12 +123,13 @@ class Calls:
 
 
 class _Call:
-    """What one call has sent that nobody has taken yet, and whether it is to end."""
+    """What one call is fed, what it has sent that nobody has taken yet, and whether it is to end."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self._advance: Advance | None = None
+        self._fed: deque[bytes] = deque()
         self._stopped = False
         self._over = False
 
@@ -133,6 +140,25 @@ class _Call:
 
     def stopped(self) -> bool:
         return self._stopped
+
+    def feed(self, data: bytes) -> None:
+        """How far ahead of the work it may run is the feeder's to know."""
+        with self._changed:
+            if not self._over:
+                self._fed.append(data)
+                self._changed.notify_all()
+
+    def fed(self) -> Iterator[bytes]:
+        """What it is fed, as it comes. Errors: CANCELLED where it is told to stop."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._fed or self._stopped)
+                if self._stopped:
+                    raise stopped_error()
+                data = self._fed.popleft()
+            if not data:
+                return
+            yield data
 
     def close(self) -> tuple[Event, ...]:
         """The rest; there will be no more."""

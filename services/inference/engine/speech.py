@@ -28,6 +28,7 @@ from services.inference.calls import (
     Closed,
     EngineFacts,
     EngineSpec,
+    Excerpt,
     Listen,
     Made,
     Opened,
@@ -43,7 +44,7 @@ from services.inference.engine import quality
 from services.inference.engine.blobs import keep_audio, pcm16, team_id
 from services.inference.engine.bundle import LoadedBundle
 from services.inference.engine.finishing import finished
-from services.inference.engine.listening import Ear, listen
+from services.inference.engine.listening import Ear, excerpt, listen
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.quality import Judge
 from services.inference.engine.respeaking import Respeaking
@@ -165,6 +166,8 @@ class SpeechBody:
                 self._respeak(request, emit, stopped)
             case Listen():
                 emit(listen(self._store, self._ear, request))
+            case Excerpt():
+                emit(excerpt(self._store, self._ear, request))
             case Probe():
                 for bundle in self._bundles.values():
                     bundle.probe()
@@ -175,9 +178,11 @@ class SpeechBody:
         emit(Advance("fetch"))
         bundle = self._bundle(language_of(request.parameters, request.voice), request.allowed)
         rate_hz = request.rate_hz or RATE_HZ
-        stream = self._voicing(bundle).stream(_asked(bundle, request, Rank.INTERACTIVE), rate_hz, stopped)
+        marking = self._marking if request.marked else UNMARKED
+        voicing = self._voicing(bundle, marking)
+        stream = voicing.stream(_asked(bundle, request, Rank.INTERACTIVE), rate_hz, stopped)
         with closing(cast("Generator[Piece]", stream.pieces())) as pieces:
-            seed, marked = request.parameters.seed, self._marking.enabled
+            seed, marked = request.parameters.seed, marking.enabled
             emit(Opened(rate_hz, stream.chunks, seed, bundle.weights, watermarked=marked))
             for piece in pieces:
                 emit(Pcm(pcm16(piece.audio), len(piece.audio), piece.work_s))
@@ -191,7 +196,12 @@ class SpeechBody:
         bundle = self._bundle(language_of(task.parameters, task.voice), request.allowed)
         asked = _asked(bundle, task, Rank.BATCH)
         emit(Advance("speak"))
-        made = self._voicing(bundle).whole(asked, stopped)
+        made = self._voicing(bundle, self._marking).whole(asked, stopped)
+        if task.converted is not None:
+            emit(Opened(RATE_HZ, 1, made.seed, bundle.weights))
+            emit(Pcm(pcm16(made.audio), len(made.audio), made.work_s))
+            emit(Closed(made.words, made.quality, made.spoken_text, made.seed))
+            return
         output = _Output(made.audio, RATE_HZ, made.seed, made.work_s, bundle.weights)
         kept = self._keep(task, request.job, output, emit)
         emit(replace(kept, words=made.words, quality=made.quality))
@@ -200,12 +210,12 @@ class SpeechBody:
         """Who speaks it. Errors: UNSUPPORTED_LANGUAGE, LICENCE_NOT_ALLOWED."""
         return self._bundles[bundle_for(language, self.facts, allowed).weights.name]
 
-    def _voicing(self, bundle: LoadedBundle) -> Voicing:
+    def _voicing(self, bundle: LoadedBundle, marking: Marking) -> Voicing:
         def clip(voice: F5Voice) -> quality.Reference:
             # Not kept, since the judge remembers the voice.
-            return quality.Reference(voice.reference.sha256, bundle.clip(voice).audio, RATE_HZ)
+            return quality.Reference(voice.clip_id, bundle.clip(voice).audio, RATE_HZ)
 
-        return Voicing(bundle.model, self._ear, self._judge, clip, self._marking)
+        return Voicing(bundle.model, self._ear, self._judge, clip, marking)
 
     def _respeak(self, request: Respeak, emit: Emit, stopped: Stopped) -> None:
         task = request.task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from services.common import names
@@ -13,9 +13,10 @@ from services.common.jobs import tasks
 from services.common.licences import check_licence
 from services.common.limits import MAX_RESPOKEN_S, MAX_TEXT
 from services.common.pronouncing import Pronouncer
+from services.common.speakers import SPEAKER_FIELD, check_own, check_unconverted
 from services.metadata.app.lexicons import pronouncer_of
-from services.metadata.app.voices import resolve_voice
-from services.metadata.model.catalog import VOICE_FILE, Audio, VoiceState
+from services.metadata.app.voices import resolve_voice, usable_voice
+from services.metadata.model.catalog import VOICE_FILE, Audio, Voice, VoiceState
 from services.metadata.model.jobs import JobState, NewJob, PriorityClass
 from services.metadata.ports.store import Transaction
 
@@ -30,7 +31,11 @@ SPEECH_GPUS = 1 / 5
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One text of a batch, with the batch's own settings already applied."""
+    """One text of a batch, with the batch's own settings already applied.
+
+    ``speaker`` and ``conversion`` are of texts in a trained voice; ``has_conversion`` says whether the
+    request had any.
+    """
 
     id: str
     text: str
@@ -38,12 +43,38 @@ class Line:
     parameters: tasks.SpeakingParameters
     style: str = ""
     lexicons: tuple[str, ...] = ()
+    speaker: str = ""
+    conversion: tasks.ConversionParameters = field(default_factory=tasks.ConversionParameters)
+    has_conversion: bool = False
+
+    @property
+    def spoken_by(self) -> SpokenBy:
+        """What many lines have in common, and is resolved once."""
+        return SpokenBy(self.voice, self.style, self.speaker, self.has_conversion)
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenBy:
+    """Who is to speak a text, by name, as :class:`Line` says it."""
+
+    voice: str
+    style: str
+    speaker: str = ""
+    has_conversion: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Who speaks a text, and the trained voice that it is then converted into, where it is one."""
+
+    voice: tasks.F5Voice
+    converted: tasks.RvcVoice | None = None
 
 
 def line_job(
     team: str,
     line: Line,
-    voice: tasks.F5Voice | VoxfleetError,
+    voice: Speakers | VoxfleetError,
     pronouncer: Pronouncer | VoxfleetError,
     output: tasks.Output,
 ) -> NewJob:
@@ -68,11 +99,13 @@ def line_job(
         task = tasks.SpeakTask(
             team=team,
             text=line.text,
-            voice=voice,
+            voice=voice.voice,
             parameters=line.parameters,
             output=output,
             display_name=line.id,
             pronunciations=pronouncer.needed(line.text),
+            converted=voice.converted,
+            conversion=line.conversion,
         ).model_dump_json()
         state, stored = JobState.QUEUED, None
     text = line.text[:MAX_TEXT].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -158,7 +191,11 @@ async def converting_voice(
         and f"teams/{team}/jobs/{found.job_id}" in depends_on
     ):
         return tasks.RvcVoice(name=found.name)
-    voice, _, _ = await resolve_voice(tx, team, voice_id)
+    return await _trained(tx, await usable_voice(tx, team, voice_id))
+
+
+async def _trained(tx: Transaction, voice: Voice) -> tasks.RvcVoice:
+    """A trained voice, as an engine is handed it. Errors: UNSUPPORTED_ENGINE, LICENCE_NOT_ALLOWED."""
     if voice.engine != "rvc" or voice.package is None:
         raise invalid(
             Reason.UNSUPPORTED_ENGINE,
@@ -168,28 +205,40 @@ async def converting_voice(
         )
     if voice.weights_licence:
         # A voice that was trained here says nothing of a licence: it is the team's own.
-        check_licence(await tx.allowed_licences(team), voice.weights_licence, voice.name)
+        check_licence(await tx.allowed_licences(voice.team), voice.weights_licence, voice.name)
     return tasks.RvcVoice(name=voice.name, package=voice.package)
 
 
-async def speaking_voice(
-    tx: Transaction, team: str, voice_name: str, style: str
-) -> tasks.F5Voice | VoxfleetError:
-    """The zero-shot voice that a text names; what is wrong with it, where something is."""
+async def speakers_of(tx: Transaction, team: str, asked: SpokenBy) -> Speakers | VoxfleetError:
+    """Who speaks a text; what is wrong with them, where something is."""
     try:
-        name = names.parse(voice_name, "voices", field="voice")
-        if name.team != team:
-            return not_found(Reason.VOICE_NOT_FOUND, voice_name)
-        voice, reference, clip = await resolve_voice(tx, team, name.id, style=style)
+        found = await _voice_named(tx, team, asked.voice)
+        if found.engine != "rvc":
+            check_unconverted(found.name, asked.speaker, has_conversion=asked.has_conversion)
+            return Speakers(await zero_shot_voice(tx, team, asked.voice, asked.style))
+        converted = await _trained(tx, found)
+        if asked.speaker:
+            speaker = await zero_shot_voice(tx, team, asked.speaker, asked.style, field=SPEAKER_FIELD)
+            return Speakers(speaker, converted)
+        return Speakers(await _own_speaker(tx, found, asked.style), converted)
     except VoxfleetError as error:
         return error
-    if reference is None:
-        return invalid(
+
+
+async def zero_shot_voice(
+    tx: Transaction, team: str, voice_name: str, style: str, *, field: str = "voice"
+) -> tasks.F5Voice:
+    """A voice that speaks by itself. Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, UNSUPPORTED_ENGINE."""
+    named = await _voice_named(tx, team, voice_name, field)
+    if named.engine != "f5":
+        raise invalid(
             Reason.UNSUPPORTED_ENGINE,
-            f"{voice.name} is a trained voice, which converts; speaking text needs a zero-shot voice",
-            field="voice",
-            engine=voice.engine,
+            f"{named.name} is a trained voice, which converts; a zero-shot voice is needed here",
+            field=field,
+            engine=named.engine,
         )
+    voice, reference, clip = await resolve_voice(tx, team, named.id, style=style)
+    assert reference is not None, "resolve_voice finds the clip of a zero-shot voice, or raises"
     return tasks.F5Voice(
         name=voice.name,
         reference=reference,
@@ -199,12 +248,19 @@ async def speaking_voice(
     )
 
 
-async def respeaking_voice(tx: Transaction, team: str, voice_name: str, how: Respeaking) -> tasks.F5Voice:
-    """The zero-shot voice that speaks recordings again. Errors: as of :func:`speaking_voice`."""
-    found = await speaking_voice(tx, team, voice_name, how.style)
-    if isinstance(found, VoxfleetError):
-        raise found
-    return found
+async def _own_speaker(tx: Transaction, voice: Voice, style: str) -> tasks.F5Voice:
+    """A trained voice as it was recorded: a worker listens to the recording before it speaks from it."""
+    _, recording, clip = await resolve_voice(tx, voice.team, voice.id)
+    check_own(voice.name, style, has_recording=recording is not None)
+    assert recording is not None
+    return tasks.F5Voice(name=clip.audio, reference=recording, reference_text="", languages=voice.languages)
+
+
+async def _voice_named(tx: Transaction, team: str, name: str, field: str = "voice") -> Voice:
+    parsed = names.parse(name, "voices", field=field)
+    if parsed.team != team:
+        raise not_found(Reason.VOICE_NOT_FOUND, name)
+    return await usable_voice(tx, team, parsed.id)
 
 
 async def speaking_pronouncer(

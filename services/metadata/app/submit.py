@@ -17,6 +17,8 @@ from services.metadata.app.endings import lane_of
 from services.metadata.app.resolving import (
     Line,
     Respeaking,
+    Speakers,
+    SpokenBy,
     check_respeakable,
     check_trainable,
     converting_item,
@@ -24,13 +26,13 @@ from services.metadata.app.resolving import (
     exporting_voice,
     line_job,
     respeaking_item,
-    respeaking_voice,
     respeaking_words,
     source_of,
+    speakers_of,
     speaking_pronouncer,
-    speaking_voice,
     team_audio,
     voice_file,
+    zero_shot_voice,
 )
 from services.metadata.app.voices import voice_exists
 from services.metadata.model.catalog import Voice, VoiceState
@@ -156,7 +158,7 @@ class Submitter:
             clips = [await team_audio(tx, team, name, f"audios[{i}]") for i, name in enumerate(audios)]
             if isinstance(how, Respeaking):
                 check_respeakable(clips)
-                voice = await respeaking_voice(tx, team, voice_name, how)
+                voice = await zero_shot_voice(tx, team, voice_name, how.style)
                 words = await respeaking_words(tx, team, how, len(clips))
                 items = [respeaking_item(team, clip, voice, how, output, words=words) for clip in clips]
             else:
@@ -180,16 +182,16 @@ class Submitter:
         async with self._store.tenant(team) as tx:
             if found := await self._repeat(tx, request, "BatchSynthesize", job_id):
                 return found
-            voices: dict[tuple[str, str], tasks.F5Voice | VoxfleetError] = {}
+            voices: dict[SpokenBy, Speakers | VoxfleetError] = {}
             pronouncers: dict[tuple[str, ...], Pronouncer | VoxfleetError] = {}
             items = []
             for number, line in enumerate(lines):
                 if number % 500 == 0:
                     # A hundred thousand lines take seconds: heartbeats are answered between them.
                     await asyncio.sleep(0)
-                key = (line.voice, line.style)
+                key = line.spoken_by
                 if key not in voices:
-                    voices[key] = await speaking_voice(tx, team, line.voice, line.style)
+                    voices[key] = await speakers_of(tx, team, key)
                 if line.lexicons not in pronouncers:
                     pronouncers[line.lexicons] = await speaking_pronouncer(tx, team, line.lexicons)
                 items.append(line_job(team, line, voices[key], pronouncers[line.lexicons], output))

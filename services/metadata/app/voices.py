@@ -17,6 +17,7 @@ from services.metadata.ports.store import Store, Transaction
 MIN_REFERENCE_S = 3.0
 MAX_REFERENCE_S = 30.0
 MAX_REFERENCE_TEXT = 1000
+_GOOD_REFERENCE_S = 10.0
 _NO_CLIP = Reference("", "")
 
 
@@ -96,6 +97,8 @@ class Voices:
     async def resolve(self, team: str, voice_id: str, style: str) -> tuple[Voice, Blob | None, Reference]:
         """A usable voice, with its reference clip and what is said in that where it is zero-shot.
 
+        A trained voice comes with a recording that it was trained on, where one is left, and no text.
+
         Errors: VOICE_NOT_FOUND, VOICE_NOT_READY, AUDIO_NOT_FOUND.
         """
         async with self._store.tenant(team) as tx:
@@ -106,17 +109,9 @@ async def resolve_voice(
     tx: Transaction, team: str, voice_id: str, *, style: str = "", field: str = "voice"
 ) -> tuple[Voice, Blob | None, Reference]:
     """A usable voice within a transaction; see :meth:`Voices.resolve`."""
-    voice = await _get(tx, team, voice_id)
-    if voice.state is not VoiceState.READY:
-        raise VoxfleetError(
-            Reason.VOICE_NOT_READY,
-            f"{voice.name} is {voice.state.value.lower()}: it can be used once it is ready",
-            kind=Kind.PRECONDITION,
-            metadata={"name": voice.name, "state": voice.state.value},
-            retry_after_s=10.0 if voice.state is VoiceState.TRAINING else None,
-        )
+    voice = await usable_voice(tx, team, voice_id)
     if voice.engine != "f5":
-        return voice, None, _NO_CLIP
+        return voice, *await _own_recording(tx, voice)
     clip = next((each for each in voice.references if each.style == style), None)
     if clip is None:
         raise invalid(
@@ -129,6 +124,37 @@ async def resolve_voice(
     if audio is None:
         raise not_found(Reason.AUDIO_NOT_FOUND, clip.audio)
     return voice, audio.blob, clip
+
+
+async def usable_voice(tx: Transaction, team: str, voice_id: str) -> Voice:
+    """A voice that is ready. Errors: VOICE_NOT_FOUND, VOICE_NOT_READY."""
+    voice = await _get(tx, team, voice_id)
+    if voice.state is not VoiceState.READY:
+        raise VoxfleetError(
+            Reason.VOICE_NOT_READY,
+            f"{voice.name} is {voice.state.value.lower()}: it can be used once it is ready",
+            kind=Kind.PRECONDITION,
+            metadata={"name": voice.name, "state": voice.state.value},
+            retry_after_s=10.0 if voice.state is VoiceState.TRAINING else None,
+        )
+    return voice
+
+
+async def _own_recording(tx: Transaction, voice: Voice) -> tuple[Blob | None, Reference]:
+    """What a trained voice can be spoken from: the first of its recordings that is long enough for a clip.
+
+    Its text is empty: nobody has listened to it yet.
+    """
+    found = None
+    for name in voice.training_audios:
+        audio = await tx.get_audio(voice.team, names.parse(name, "audios").id)
+        if audio is None:
+            continue
+        if found is None or audio.duration_s > found.duration_s:
+            found = audio
+        if found.duration_s >= _GOOD_REFERENCE_S:
+            break
+    return (found.blob, Reference(found.name, "")) if found is not None else (None, _NO_CLIP)
 
 
 def voice_exists(name: str) -> VoxfleetError:

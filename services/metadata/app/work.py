@@ -315,6 +315,7 @@ class Work:
                 "weights_licence": output.weights_licence,
                 "seed": str(output.seed),
                 "watermarked": output.watermarked,
+                **_spoken(output),
             },
             source_audio=output.source_audio,
             created_at=now,
@@ -323,6 +324,18 @@ class Work:
         await tx.put_artifact(job.team, output.blob)
         await tx.add_audio(audio, job_id=job.id)
         return audio.name
+
+
+def _spoken(output: AudioOutput) -> dict[str, Any]:
+    """What spoke before a conversion, as provenance tells it."""
+    if (spoken := output.spoken) is None:
+        return {}
+    return {
+        "speaker": spoken.name,
+        "speaker_weights": spoken.weights,
+        "speaker_weights_trained": spoken.weights_trained,
+        "speaker_weights_licence": spoken.weights_licence,
+    }
 
 
 def _measures(output: AudioOutput) -> dict[str, Any]:

@@ -244,6 +244,7 @@ def voice_resolution(
         reference_text=clip.text,
         package=blob_to_proto(voice.package) if voice.package is not None else None,
         reference_words=words_to_proto(clip.words),
+        reference_audio=clip.audio,
     )
 
 

@@ -193,13 +193,8 @@ class SubmitServicer:
         return convert.job_to_proto(job)
 
     async def _convert(self, request: synthesis_pb2.ConvertAudioRequest) -> Job:
-        p = request.parameters
-        given = {
-            name: getattr(p, name)
-            for name in ("pitch_shift", "index_rate", "filter_radius", "rms_mix_rate", "protect")
-            if p.HasField(name)
-        }
-        parameters = tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, **given)
+        speaking.refuse(speaking.conversion_faults(request.parameters, "parameters"))
+        parameters = speaking.conversion_parameters(request.parameters)
         return await self._submitter.convert(
             _request(request), list(request.audios), request.voice, parameters, _output(request.output)
         )
@@ -224,7 +219,7 @@ class SubmitServicer:
                 f"a batch has 1 to {MAX_BATCH_ITEMS} items, not {len(request.items)}",
                 field="items",
             )
-        speaking.refuse(speaking.faults(request.parameters, "parameters"))
+        speaking.refuse(speaking.spoken_faults(request.parameters, "parameters"))
         shared = speaking.speaking_parameters(request.parameters)
         lines = [_line(item, index, request, shared) for index, item in enumerate(request.items)]
         if len({line.id for line in lines}) < len(lines):
@@ -254,7 +249,7 @@ def _line(
     own = item.HasField("parameters")
     asked = item.parameters if own else request.parameters
     if own:
-        speaking.refuse(speaking.faults(asked, f"items[{index}].parameters"))
+        speaking.refuse(speaking.spoken_faults(asked, f"items[{index}].parameters"))
     return Line(
         id=item.id or str(index),
         text=item.text,
@@ -262,6 +257,9 @@ def _line(
         parameters=speaking.speaking_parameters(asked) if own else shared,
         style=asked.style,
         lexicons=tuple(asked.lexicons),
+        speaker=asked.speaker,
+        conversion=speaking.conversion_of_speech(asked),
+        has_conversion=asked.HasField("conversion"),
     )
 
 

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from bench.peers.rvc import material
-from services.engines.rvc.community import import_base_pth, import_pth
+from services.engines.rvc.community import import_base_pth, read_pth
 from services.engines.rvc.config import ModelConfig
 from services.engines.rvc.conversion import ConvertParams
 from services.engines.rvc.state import load_weights
 from services.engines.rvc.synthesizer import Synthesizer
-from services.engines.rvc.voice import load_voice, load_weights_of
+from services.engines.rvc.voice import VoiceFacts, load_voice, load_weights_of, save_voice
 
 PLAIN = ConvertParams(f0_method="pm", index_rate=0.5, rms_mix_rate=1.0, filter_radius=0)
 
@@ -49,7 +49,11 @@ def test_a_voice_of_upstreams_own_class_imports_whole(name, upstream, tmp_path, 
         target=str(pth),
         base=str(base),
     )
-    facts = import_pth(pth, tmp_path / "voice")
+    with pth.open("rb") as source:
+        found = read_pth(source, pth.name)
+    facts = save_voice(
+        tmp_path / "voice", VoiceFacts(found.config, found.content_encoder), found.weights, None
+    )
     assert facts.config == config
     theirs = torch.load(pth, weights_only=True)["weight"]
     kept = load_weights_of(tmp_path / "voice", facts)

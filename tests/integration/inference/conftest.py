@@ -123,7 +123,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         source = put(store, (SPEECH / "clip_en_3.flac").read_bytes(), "audio/flac")
         package = put(store, tiny_voice(tmp_path_factory.mktemp("voice")), "application/zip")
         metadata.add_voice(F5_NAME, "f5", reference=blob_to_proto(reference), reference_text=REFERENCE_TEXT)
-        metadata.add_voice(RVC_NAME, "rvc", package=blob_to_proto(package))
+        metadata.add_voice(
+            RVC_NAME,
+            "rvc",
+            package=blob_to_proto(package),
+            reference=blob_to_proto(source),
+            reference_audio="teams/blue/audios/weasels",
+        )
         port = home.ports().port("inference")
         env = base_env | {
             **ray.joiner_env,

@@ -42,6 +42,7 @@ from services.inference.app.exchange import Exchange
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.calls import EngineSpec, Pcm, StreamSpeech
 from services.inference.health import HealthPlan
 from services.inference.model import PoolPlan, Rank, ReplicaState, Role
@@ -257,7 +258,14 @@ async def test_a_real_replica_is_killed_in_mid_batch(cluster: None, tmp_path: Pa
     catalog = FakeCatalog()
     bundles = Bundles(catalog, MemoryArtifactStore(), tmp_path)
     exchange = Exchange(MemoryArtifactStore(), tmp_path, run_jailed, JailLimits())
-    jobs = Jobs(pool, unused, bundles, TeamLicences(catalog), exchange)
+    jobs = Jobs(
+        pool,
+        unused,
+        bundles,
+        speakers=Speakers(pool),
+        licences=TeamLicences(catalog),
+        exchange=exchange,
+    )
     chance = random.Random(10)
     number = 0
     used_mib: list[float] = []

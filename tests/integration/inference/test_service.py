@@ -37,9 +37,9 @@ class Spoken:
     summary: synthesis_pb2.SynthesisSummary
 
 
-def speak(fleet: Fleet, text: str = TEXT, **parameters: object) -> Spoken:
+def speak(fleet: Fleet, text: str = TEXT, *, voice: str = F5_NAME, **parameters: object) -> Spoken:
     request = synthesis_pb2.SynthesizeRequest(
-        voice=F5_NAME,
+        voice=voice,
         text=text,
         parameters=synthesis_pb2.SynthesisParameters(**{"steps": 4, "seed": 7, **parameters}),
     )
@@ -102,7 +102,9 @@ def test_another_rate_lasts_as_long(fleet: Fleet) -> None:
         ("Say ꙮ now", F5_NAME, {}, "UNSUPPORTED_CHARACTERS"),
         (TEXT, F5_NAME, {"language": "ru"}, "UNSUPPORTED_LANGUAGE"),
         (TEXT, F5_NAME, {"preset": "best"}, "INVALID_ARGUMENT"),
-        (TEXT, RVC_NAME, {}, "FEATURE_NOT_BUILT"),
+        (TEXT, RVC_NAME, {"speaker": RVC_NAME}, "UNSUPPORTED_ENGINE"),
+        (TEXT, RVC_NAME, {"style": "calm"}, "INVALID_ARGUMENT"),
+        (TEXT, F5_NAME, {"speaker": F5_NAME}, "INVALID_ARGUMENT"),
         (TEXT, F5_NAME, {"duration_s": 0.3}, "INVALID_ARGUMENT"),
     ],
 )
@@ -116,6 +118,36 @@ def test_what_cannot_be_spoken_says_why(
     assert error.reason == reason
     if reason == "UNSUPPORTED_CHARACTERS":
         assert error.metadata["characters"] == "ꙮ"
+
+
+def test_a_text_in_a_trained_voice_is_spoken_and_converted(fleet: Fleet) -> None:
+    long = " ".join(f"This is sentence number {word} of them." for word in ("one", "two", "three", "four"))
+    spoken = speak(fleet, long, voice=RVC_NAME)
+    made = spoken.header.provenance
+    assert (spoken.header.rate_hz, made.engine, made.voice) == (40_000, "rvc", RVC_NAME)
+    assert (made.speaker, made.speaker_weights) == ("teams/blue/audios/weasels", "f5-small-random")
+    assert spoken.header.chunks > 1
+    assert np.abs(spoken.pcm).max() > 100
+    assert np.array_equal(spoken.pcm, speak(fleet, long, voice=RVC_NAME).pcm)
+    plain = speak(fleet, TEXT, duration_s=3.0)
+    other = speak(fleet, TEXT, voice=RVC_NAME, duration_s=3.0, speaker=F5_NAME)
+    assert len(plain.pcm) == 3 * 24_000
+    assert len(other.pcm) == 3 * 40_000
+    assert other.summary.provenance.speaker == F5_NAME
+    until(lambda: fleet.is_idle("f5") and fleet.is_idle("rvc"))
+
+
+def test_a_client_that_leaves_a_trained_voice_frees_both_slots(fleet: Fleet) -> None:
+    until(lambda: fleet.is_idle("f5") and fleet.is_idle("rvc"))
+    request = synthesis_pb2.SynthesizeRequest(
+        voice=RVC_NAME,
+        text="A sentence that is repeated to make it long. " * 60,
+        parameters=synthesis_pb2.SynthesisParameters(steps=16, seed=1, speaker=F5_NAME),
+    )
+    call = fleet.stub().Synthesize(request, metadata=fleet.headers(), timeout=300)
+    assert next(call).WhichOneof("part") == "header"
+    call.cancel()
+    until(lambda: fleet.is_idle("f5") and fleet.is_idle("rvc"))
 
 
 def test_a_stranger_is_not_served(fleet: Fleet) -> None:

@@ -1,12 +1,15 @@
 import pytest
 
 from services.common.errors import Reason, VoxfleetError
+from services.common.jobs import tasks
+from services.common.jobs.model import Succeeded, VoiceOutput
 from services.metadata.app.bundles import Bundles
-from services.metadata.app.resolving import speaking_voice
+from services.metadata.app.resolving import SpokenBy, speakers_of, zero_shot_voice
 from services.metadata.model.catalog import VoiceState
 from services.metadata.model.page import Page
 from services.metadata.servicers.internal import CatalogServicer
-from tests.integration.metadata.test_ledger import add_audio, make_voice
+from tests.integration.metadata.test_ledger import add_audio, blob, make_voice
+from tests.integration.metadata.test_ledger import request as submit_request
 from voxfleet.internal.v1 import catalog_pb2
 from voxfleet.v1 import audio_pb2, voice_pb2
 
@@ -82,7 +85,7 @@ async def test_what_was_heard_in_a_clip_is_kept_with_it(metadata):
     ]
     # An item of a batch is handed the same.
     async with metadata.store.tenant("alpha") as tx:
-        voice = await speaking_voice(tx, "alpha", made.name, "")
+        voice = await zero_shot_voice(tx, "alpha", made.name, "")
     assert voice.reference_text == "Good morning."
     assert [word.text for word in voice.reference_words] == ["Good", "morning."]
 
@@ -111,3 +114,47 @@ async def test_a_clip_that_nobody_could_hear_is_refused(metadata, duration_s, re
     assert caught.value.reason is reason
     with pytest.raises(VoxfleetError):
         await metadata.voices.get("alpha", "heard-voice")
+
+
+async def trained_voice(metadata, *durations_s: float) -> tuple[str, list[str]]:
+    audios = [
+        await add_audio(metadata, duration_s=duration_s, sha=f"{number:064x}")
+        for number, duration_s in enumerate(durations_s, start=1)
+    ]
+    await metadata.submit.train(submit_request(), "v-anna", audios, tasks.TrainingParameters(), force=False)
+    (claimed,) = await metadata.claim("w1", {"rvc.train": 1})
+    made = VoiceOutput(blob("cd" * 32), "whisper-base", 40000, {})
+    await metadata.work.succeed(claimed.fence, Succeeded(voice=made))
+    return "teams/alpha/voices/v-anna", audios
+
+
+async def test_a_trained_voice_comes_with_a_recording_to_speak_from(metadata):
+    name, audios = await trained_voice(metadata, 4.0, 30.0, 60.0)
+    found = await catalog_of(metadata).ResolveVoice(catalog_pb2.ResolveVoiceRequest(name=name), None)
+    assert (found.voice.engine, found.package.sha256) == ("rvc", "cd" * 32)
+    assert (found.reference_audio, found.reference_text) == (audios[1], ""), "the first that is long enough"
+    assert found.reference.sha256 == f"{2:064x}"
+
+
+async def test_who_speaks_a_text_of_a_batch(metadata):
+    name, audios = await trained_voice(metadata, 4.0, 8.0)
+    speaker = await make_voice(metadata)
+    cases = {
+        SpokenBy(name, ""): (audios[1], name),
+        SpokenBy(name, "", speaker): (speaker, name),
+        SpokenBy(speaker, ""): (speaker, None),
+        SpokenBy(name, "calm"): Reason.INVALID_ARGUMENT,
+        SpokenBy(name, "", name): Reason.UNSUPPORTED_ENGINE,
+        SpokenBy(speaker, "", speaker): Reason.INVALID_ARGUMENT,
+        SpokenBy(speaker, "", "", has_conversion=True): Reason.INVALID_ARGUMENT,
+        SpokenBy(name, "", "teams/beta/voices/anna"): Reason.VOICE_NOT_FOUND,
+    }
+    async with metadata.store.tenant("alpha") as tx:
+        for asked, expected in cases.items():
+            found = await speakers_of(tx, "alpha", asked)
+            if isinstance(expected, Reason):
+                assert isinstance(found, VoxfleetError), asked
+                assert found.reason is expected, asked
+            else:
+                converted = found.converted.name if found.converted else None
+                assert (found.voice.name, converted) == expected

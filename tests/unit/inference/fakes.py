@@ -53,6 +53,7 @@ class FakeCall:
         self.engine = engine
         self.request = request
         self.stops = 0
+        self.fed: list[bytes] = []
         self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         self._over = asyncio.Event()
 
@@ -71,6 +72,9 @@ class FakeCall:
             if isinstance(event, Exception):
                 raise event
             yield event
+
+    async def feed(self, data: bytes) -> None:
+        self.fed.append(data)
 
     async def stop(self) -> None:
         self.stops += 1

@@ -37,6 +37,7 @@ from services.inference.app.exchange import Exchange
 from services.inference.app.jobs import Jobs
 from services.inference.app.licences import TeamLicences
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.calls import Advance, EngineSpec, Speak
 from services.inference.model import PoolPlan, Role
 from tests.unit.inference.fakes import BLOB, VOICE, FakeCatalog, FakeExecutor, facts, lost, made, settle
@@ -63,7 +64,14 @@ class Rig:
         self.catalog = FakeCatalog()
         bundles = Bundles(self.catalog, MemoryArtifactStore(), tmp_path)
         exchange = Exchange(MemoryArtifactStore(), tmp_path, run_jailed, JailLimits())
-        self.jobs = Jobs(self.f5, self.rvc, bundles, TeamLicences(self.catalog), exchange)
+        self.jobs = Jobs(
+            self.f5,
+            self.rvc,
+            bundles,
+            speakers=Speakers(self.f5),
+            licences=TeamLicences(self.catalog),
+            exchange=exchange,
+        )
         for pool in (self.f5, self.rvc):
             pool.use(EngineSpec(pool.plan.role))
         self.speaker, self.converter = self.executor.engines

@@ -10,6 +10,7 @@ import pytest
 from services.common.errors import Reason, VoxfleetError, not_found
 from services.common.jobs.tasks import Pronunciation, SpeakingParameters
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.app.synthesis import SpeechRequest, Synthesis
 from services.inference.calls import EngineSpec, Opened, Pcm, StreamSpeech, Weights
 from services.inference.model import PoolPlan, Role
@@ -45,7 +46,8 @@ async def rig():
     pool.use(EngineSpec(Role.F5))
     executor.engines[-1].loaded.set_result(facts())
     await settle()
-    return Synthesis(pool, catalog), executor, catalog
+    rvc = Pool(PoolPlan(Role.RVC), FakeExecutor())
+    return Synthesis(pool, rvc, Speakers(pool), catalog), executor, catalog
 
 
 def begin(synthesis: Synthesis, *lexicons: str) -> asyncio.Task[list]:

@@ -11,6 +11,7 @@ from services.common.errors import Reason, VoxfleetError, invalid
 from services.common.jobs.model import SpeechQuality
 from services.common.jobs.tasks import SpeakingParameters, TimedWord
 from services.inference.app.pool import Pool
+from services.inference.app.speakers import Speakers
 from services.inference.app.synthesis import PIECE_BYTES, Header, SpeechRequest, Summary, Synthesis
 from services.inference.calls import Closed, EngineSpec, Opened, Pcm, Weights
 from services.inference.model import PoolPlan, Role
@@ -33,10 +34,11 @@ class Rig:
         self.catalog = FakeCatalog(
             voices={
                 VOICE.name: ResolvedVoice(VOICE.name, "f5", VOICE),
-                "rvc": ResolvedVoice("rvc", "rvc", None),
+                "other": ResolvedVoice("other", "other", None),
             }
         )
-        self.synthesis = Synthesis(self.pool, self.catalog)
+        rvc = Pool(PoolPlan(Role.RVC), FakeExecutor())
+        self.synthesis = Synthesis(self.pool, rvc, Speakers(self.pool), self.catalog)
         self.pool.use(EngineSpec(Role.F5))
 
     async def up(self) -> None:
@@ -182,7 +184,7 @@ async def test_usage_that_cannot_be_recorded_costs_nobody_their_audio() -> None:
     [
         (" … ", VOICE.name, {}, Reason.TEXT_EMPTY),
         ("x" * 5001, VOICE.name, {}, Reason.TEXT_TOO_LONG),
-        ("Hello.", "rvc", {}, Reason.FEATURE_NOT_BUILT),
+        ("Hello.", "other", {}, Reason.UNSUPPORTED_ENGINE),
         ("Hello.", VOICE.name, {"language": "ru"}, Reason.UNSUPPORTED_LANGUAGE),
     ],
 )

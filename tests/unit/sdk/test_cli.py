@@ -78,6 +78,11 @@ def test_untrained_weights_are_named_in_every_output(run: Run, double: Double) -
     double.speech = [HEADER, *PIECES, SUMMARY]
     assert "untrained weights (f5-smoke)" in run("say", "Hello.", "--voice", "v-anna").stderr
 
+    both = audio_pb2.Provenance(weights_trained=True, generated=True, speaker="v", speaker_weights="f5-other")
+    summary = synthesis_pb2.SynthesizeResponse(summary=synthesis_pb2.SynthesisSummary(provenance=both))
+    double.speech = [HEADER, *PIECES, summary]
+    assert "untrained weights (f5-other)" in run("say", "Hello.", "--voice", "v-rvc").stderr
+
     double.jobs[NAME] = job(SUCCEEDED, result=job_pb2.JobResult(weights="f5-smoke"))
     double.watches.append([change(1, SUCCEEDED)])
     assert "untrained weights (f5-smoke)" in run("job", "wait", "j-0001").stderr
@@ -104,6 +109,30 @@ def test_say_writes_a_wav(run: Run, double: Double, tmp_path: Path) -> None:
     assert (request.voice, request.parameters.seed) == (f"{TEAM}/voices/v-anna", 7)
     piped = run("say", "Hello.", "--voice", "v-anna", "-o", "-")
     assert piped.stdout_bytes == (tmp_path / "hello.wav").read_bytes()
+
+
+def test_say_in_a_trained_voice_names_the_speaker_and_how_to_convert(run: Run, double: Double) -> None:
+    double.speech = [HEADER, *PIECES, SUMMARY]
+    run(
+        "say",
+        "Hello.",
+        "--voice",
+        "v-rvc",
+        "--speaker",
+        "v-anna",
+        "--index-rate",
+        "0",
+        "--f0-method",
+        "swift",
+    )
+    asked = double.asked("Synthesize")[-1].parameters
+    assert asked.speaker == f"{TEAM}/voices/v-anna"
+    assert asked.conversion.HasField("index_rate")
+    assert (asked.conversion.index_rate, asked.conversion.f0_method) == (0.0, "swift")
+    assert not asked.conversion.HasField("protect")
+    run("say", "Hello.", "--voice", "v-anna")
+    plain = double.asked("Synthesize")[-1].parameters
+    assert (plain.speaker, plain.HasField("conversion")) == ("", False)
 
 
 def test_train_follow_shows_changes_and_ends_with_the_job(run: Run, double: Double) -> None:

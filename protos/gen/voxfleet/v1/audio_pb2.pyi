@@ -462,6 +462,10 @@ class Provenance(_message.Message):
     WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     WATERMARKED_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_TRAINED_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
     generated: _builtins.bool
     """Always true for what Voxfleet made."""
     voice: _builtins.str
@@ -480,6 +484,14 @@ class Provenance(_message.Message):
     """The seed."""
     watermarked: _builtins.bool
     """Whether it carries the inaudible mark."""
+    speaker: _builtins.str
+    """Text in an RVC voice: what spoke before the conversion, a zero-shot voice or a training recording of `voice`."""
+    speaker_weights: _builtins.str
+    """The weights that spoke."""
+    speaker_weights_trained: _builtins.bool
+    """Whether those were ever trained."""
+    speaker_weights_licence: _builtins.str
+    """SPDX id of their licence."""
     def __init__(
         self,
         *,
@@ -492,10 +504,14 @@ class Provenance(_message.Message):
         weights_licence: _builtins.str = ...,
         seed: _builtins.int = ...,
         watermarked: _builtins.bool = ...,
+        speaker: _builtins.str = ...,
+        speaker_weights: _builtins.str = ...,
+        speaker_weights_trained: _builtins.bool = ...,
+        speaker_weights_licence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "seed", b"seed", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "seed", b"seed", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

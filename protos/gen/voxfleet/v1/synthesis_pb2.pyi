@@ -115,6 +115,8 @@ class SynthesisParameters(_message.Message):
     LEXICONS_FIELD_NUMBER: _builtins.int
     VERBATIM_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    CONVERSION_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
     """`fast` (7 steps), `balanced` (16, default) or `quality` (32)."""
     steps: _builtins.int
@@ -139,13 +141,21 @@ class SynthesisParameters(_message.Message):
     """Integrated loudness of the result in LUFS, -40 to -5; as loud as the reference where unset."""
     verbatim: _builtins.bool
     """Speaks the text as it is written: numbers and units are not put into words."""
+    speaker: _builtins.str
+    """Voices of engine `rvc`: `teams/{team}/voices/{voice}`, the zero-shot voice that speaks the text before it is
+    converted; one of the voice's own training recordings where empty.
+    """
     @_builtins.property
     def lexicons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`teams/{team}/lexicons/{lexicon}`, at most 8; the first that has a word says how it is spoken."""
 
     @_builtins.property
     def quality(self) -> Global___QualityGate:
-        """Speaks again, with another seed, what does not come out well."""
+        """Speaks again, with another seed, what does not come out well; judged before a conversion."""
+
+    @_builtins.property
+    def conversion(self) -> Global___ConversionParameters:
+        """Voices of engine `rvc`: how what was spoken is converted. Its pitch is added to `pitch_shift`."""
 
     def __init__(
         self,
@@ -164,10 +174,12 @@ class SynthesisParameters(_message.Message):
         lexicons: _abc.Iterable[_builtins.str] | None = ...,
         verbatim: _builtins.bool = ...,
         quality: Global___QualityGate | None = ...,
+        speaker: _builtins.str = ...,
+        conversion: Global___ConversionParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "loudness_lufs", b"loudness_lufs", "quality", b"quality"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "conversion", b"conversion", "loudness_lufs", b"loudness_lufs", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "cfg_strength", b"cfg_strength", "duration_s", b"duration_s", "language", b"language", "lexicons", b"lexicons", "loudness_lufs", b"loudness_lufs", "pitch_shift", b"pitch_shift", "preset", b"preset", "quality", b"quality", "seed", b"seed", "speed", b"speed", "steps", b"steps", "style", b"style", "verbatim", b"verbatim", "word_timestamps", b"word_timestamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs", "cfg_strength", b"cfg_strength", "conversion", b"conversion", "duration_s", b"duration_s", "language", b"language", "lexicons", b"lexicons", "loudness_lufs", b"loudness_lufs", "pitch_shift", b"pitch_shift", "preset", b"preset", "quality", b"quality", "seed", b"seed", "speaker", b"speaker", "speed", b"speed", "steps", b"steps", "style", b"style", "verbatim", b"verbatim", "word_timestamps", b"word_timestamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__loudness_lufs: _TypeAlias = _typing.Literal["loudness_lufs"]  # noqa: Y015
     _WhichOneofArgType__loudness_lufs: _TypeAlias = _typing.Literal["_loudness_lufs", b"_loudness_lufs"]  # noqa: Y015

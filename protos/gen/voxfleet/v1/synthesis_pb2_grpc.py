@@ -84,7 +84,7 @@ class SynthesisServiceServicer:
 
     def Synthesize(self, request, context):
         """Speaks a text; audio comes as it is made. Not a job: it waits for a slot of the pool, not
-        for the ledger.
+        for the ledger. With a voice of engine `rvc` the text is spoken and then converted.
         Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
         UNSUPPORTED_LANGUAGE, QUEUE_FULL, SYNTHESIS_FAILED.
         """

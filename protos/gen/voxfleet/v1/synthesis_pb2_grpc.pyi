@@ -36,7 +36,7 @@ class SynthesisServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SynthesisServiceAsyncStub: ...
     Synthesize: _grpc.UnaryStreamMultiCallable[_synthesis_pb2.SynthesizeRequest, _synthesis_pb2.SynthesizeResponse]
     """Speaks a text; audio comes as it is made. Not a job: it waits for a slot of the pool, not
-    for the ledger.
+    for the ledger. With a voice of engine `rvc` the text is spoken and then converted.
     Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
     UNSUPPORTED_LANGUAGE, QUEUE_FULL, SYNTHESIS_FAILED.
     """
@@ -64,7 +64,7 @@ class SynthesisServiceAsyncStub(SynthesisServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Synthesize: _aio.UnaryStreamMultiCallable[_synthesis_pb2.SynthesizeRequest, _synthesis_pb2.SynthesizeResponse]  # type: ignore[assignment]
     """Speaks a text; audio comes as it is made. Not a job: it waits for a slot of the pool, not
-    for the ledger.
+    for the ledger. With a voice of engine `rvc` the text is spoken and then converted.
     Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
     UNSUPPORTED_LANGUAGE, QUEUE_FULL, SYNTHESIS_FAILED.
     """
@@ -95,7 +95,7 @@ class SynthesisServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_synthesis_pb2.SynthesizeResponse], _abc.AsyncIterator[_synthesis_pb2.SynthesizeResponse]]:
         """Speaks a text; audio comes as it is made. Not a job: it waits for a slot of the pool, not
-        for the ledger.
+        for the ledger. With a voice of engine `rvc` the text is spoken and then converted.
         Errors: TEXT_EMPTY, TEXT_TOO_LONG, UNSUPPORTED_CHARACTERS, VOICE_NOT_FOUND, VOICE_NOT_READY,
         UNSUPPORTED_LANGUAGE, QUEUE_FULL, SYNTHESIS_FAILED.
         """

@@ -14,6 +14,7 @@ from voxfleet.cli.commands.batch_files import download_items, read_items
 from voxfleet.cli.commands.jobs import After, Priority
 from voxfleet.cli.commands.speech_files import (
     FORMATS,
+    conversion,
     format_of,
     gate,
     quality_line,
@@ -49,6 +50,17 @@ MinSimilarity = Annotated[
     float, typer.Option(help="Speak again what is less like the reference, 0 to 1; 0.7 is strict.")
 ]
 Tries = Annotated[int, typer.Option(help="How often it is spoken at most, 1 to 5; 3 where 0.")]
+Speaker = Annotated[
+    str,
+    typer.Option(
+        help="Trained voices: the zero-shot voice that speaks first; its own recording where empty."
+    ),
+]
+IndexRate = Annotated[float | None, typer.Option(help="Trained voices: 0 to 1; 0.5 by default.")]
+FilterRadius = Annotated[int | None, typer.Option(help="Trained voices: 0 to 7; 3 by default.")]
+RmsMixRate = Annotated[float | None, typer.Option(help="Trained voices: 0 to 1; 0.25 by default.")]
+Protect = Annotated[float | None, typer.Option(help="Trained voices: 0 to 0.5; 0.33 by default.")]
+F0Method = Annotated[str, typer.Option(help="Trained voices: the voice's own by default.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -89,6 +101,12 @@ def say(
     max_wer: MaxWer = 0.0,
     min_similarity: MinSimilarity = 0.0,
     tries: Tries = 0,
+    speaker: Speaker = "",
+    index_rate: IndexRate = None,
+    filter_radius: FilterRadius = None,
+    rms_mix_rate: RmsMixRate = None,
+    protect: Protect = None,
+    f0_method: F0Method = "",
 ) -> None:
     """Speak a text with a voice, to a file."""
     from voxfleet.v1 import synthesis_pb2
@@ -110,6 +128,14 @@ def say(
             loudness_lufs=loudness,
             word_timestamps=words,
             quality=gate(max_wer, min_similarity, tries),
+            speaker=speaker,
+            conversion=conversion(
+                index_rate=index_rate,
+                filter_radius=filter_radius,
+                rms_mix_rate=rms_mix_rate,
+                protect=protect,
+                f0_method=f0_method,
+            ),
         ),
         format=format_of(to, format),
         rate_hz=rate_hz,
@@ -171,6 +197,12 @@ def batch(
     max_wer: MaxWer = 0.0,
     min_similarity: MinSimilarity = 0.0,
     tries: Tries = 0,
+    speaker: Speaker = "",
+    index_rate: IndexRate = None,
+    filter_radius: FilterRadius = None,
+    rms_mix_rate: RmsMixRate = None,
+    protect: Protect = None,
+    f0_method: F0Method = "",
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     label: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
     after: After = [],  # noqa: B006
@@ -197,6 +229,14 @@ def batch(
             loudness_lufs=loudness,
             word_timestamps=words,
             quality=gate(max_wer, min_similarity, tries),
+            speaker=speaker,
+            conversion=conversion(
+                index_rate=index_rate,
+                filter_radius=filter_radius,
+                rms_mix_rate=rms_mix_rate,
+                protect=protect,
+                f0_method=f0_method,
+            ),
         ),
         format=format,
         rate_hz=rate_hz,
@@ -232,11 +272,11 @@ def convert(
         typer.Option(help="rvc (the default), or f5: a zero-shot voice speaks it again, with its timing."),
     ] = "",
     pitch: Annotated[float | None, typer.Option(help="Semitones, -24 to 24; with f5 -12 to 12.")] = None,
-    index_rate: Annotated[float | None, typer.Option(help="0 to 1; 0.5 by default.")] = None,
-    filter_radius: Annotated[int | None, typer.Option(help="0 to 7; 3 by default.")] = None,
-    rms_mix_rate: Annotated[float | None, typer.Option(help="0 to 1; 0.25 by default.")] = None,
-    protect: Annotated[float | None, typer.Option(help="0 to 0.5; 0.33 by default.")] = None,
-    f0_method: Annotated[str, typer.Option(help="The voice's own by default.")] = "",
+    index_rate: IndexRate = None,
+    filter_radius: FilterRadius = None,
+    rms_mix_rate: RmsMixRate = None,
+    protect: Protect = None,
+    f0_method: F0Method = "",
     seed: Seed = 0,
     preset: Annotated[str, typer.Option(help="f5: fast, balanced or quality.")] = "",
     steps: Annotated[int, typer.Option(help="f5: 4 to 64; overrides the preset.")] = 0,

@@ -118,3 +118,24 @@ def gate(max_wer: float, min_similarity: float, tries: int) -> synthesis_pb2.Qua
     if not (max_wer or min_similarity or tries):
         return None
     return synthesis_pb2.QualityGate(max_word_error_rate=max_wer, min_similarity=min_similarity, tries=tries)
+
+
+def conversion(
+    *,
+    index_rate: float | None,
+    filter_radius: int | None,
+    rms_mix_rate: float | None,
+    protect: float | None,
+    f0_method: str,
+) -> synthesis_pb2.ConversionParameters | None:
+    """How a text in a trained voice is converted; None where nothing was said of it."""
+    from voxfleet.v1 import synthesis_pb2
+
+    found = synthesis_pb2.ConversionParameters(
+        index_rate=index_rate,
+        filter_radius=filter_radius,
+        rms_mix_rate=rms_mix_rate,
+        protect=protect,
+        f0_method=f0_method,
+    )
+    return found if found.ListFields() else None

@@ -43,8 +43,10 @@ class SynthesisGroup:
 
         Args:
             text: up to 5,000 characters.
-            voice: id or name.
-            parameters: seed, speed, pitch, loudness and so on; every zero means the default.
+            voice: id or name; in a trained (RVC) voice the text is spoken and then converted.
+            parameters: seed, speed, pitch, loudness and so on; every zero means the default. For a trained
+                voice ``speaker`` names the zero-shot voice that speaks first (the trained one's own
+                recording where empty) and ``conversion`` says how it is converted.
             format: ``flac``, ``mp3``, ``opus`` or ``aac`` for the bytes of such a file; plain samples where
                 empty or ``wav``.
             rate_hz: samples a second; the engine's own where 0.
@@ -57,7 +59,7 @@ class SynthesisGroup:
             parameters=parameters,
             output=_output(format, rate_hz, bitrate_kbps),
         )
-        self._name_lexicons(request.parameters)
+        self._name_all(request.parameters)
         return SpeechStream(self._calls, request, timeout_s)
 
     def say(
@@ -135,8 +137,8 @@ class SynthesisGroup:
             if item.voice:
                 item.voice = self._calls.name("voices", item.voice)
             request.items.append(item)
-            self._name_lexicons(request.items[-1].parameters)
-        self._name_lexicons(request.parameters)
+            self._name_all(request.items[-1].parameters)
+        self._name_all(request.parameters)
         return self._calls.unary(self._stub.BatchSynthesize, request, safe=True, timeout_s=_SUBMIT_TIMEOUT_S)
 
     def convert(
@@ -187,11 +189,13 @@ class SynthesisGroup:
             validate_only=validate_only,
             request_id=request_id or names.new_request_id(),
         )
-        self._name_lexicons(request.parameters.speaking)
+        self._name_all(request.parameters.speaking)
         return self._calls.unary(self._stub.ConvertAudio, request, safe=True)
 
-    def _name_lexicons(self, parameters: synthesis_pb2.SynthesisParameters) -> None:
-        """Turns bare ids of lexicons into names; a message that names none stays unset."""
+    def _name_all(self, parameters: synthesis_pb2.SynthesisParameters) -> None:
+        """Turns bare ids of lexicons and of a speaker into names; a message that has none stays unset."""
+        if parameters.speaker:
+            parameters.speaker = self._calls.name("voices", parameters.speaker)
         for number, lexicon in enumerate(parameters.lexicons):
             parameters.lexicons[number] = self._calls.name("lexicons", lexicon)
 

@@ -352,15 +352,18 @@ class ResolveVoiceResponse(_message.Message):
     PACKAGE_FIELD_NUMBER: _builtins.int
     REFERENCE_WORDS_FIELD_NUMBER: _builtins.int
     ALLOWED_LICENCES_FIELD_NUMBER: _builtins.int
+    REFERENCE_AUDIO_FIELD_NUMBER: _builtins.int
     reference_text: _builtins.str
     """What is said in it (f5)."""
+    reference_audio: _builtins.str
+    """The name of the audio that `reference` is."""
     @_builtins.property
     def voice(self) -> _voice_pb2.Voice:
         """The voice."""
 
     @_builtins.property
     def reference(self) -> _work_pb2.BlobRef:
-        """The reference clip (f5)."""
+        """The reference clip (f5); a recording that it was trained on, to speak from (rvc)."""
 
     @_builtins.property
     def package(self) -> _work_pb2.BlobRef:
@@ -383,10 +386,11 @@ class ResolveVoiceResponse(_message.Message):
         package: _work_pb2.BlobRef | None = ...,
         reference_words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
         allowed_licences: _abc.Iterable[_builtins.str] | None = ...,
+        reference_audio: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "reference", b"reference", "voice", b"voice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_licences", b"allowed_licences", "package", b"package", "reference", b"reference", "reference_text", b"reference_text", "reference_words", b"reference_words", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_licences", b"allowed_licences", "package", b"package", "reference", b"reference", "reference_audio", b"reference_audio", "reference_text", b"reference_text", "reference_words", b"reference_words", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -834,6 +834,10 @@ class OutputAudio(_message.Message):
     WORDS_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
     VOICE_FILE_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_TRAINED_FIELD_NUMBER: _builtins.int
+    SPEAKER_WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
     duration_s: _builtins.float
     """Its length."""
     rate_hz: _builtins.int
@@ -862,6 +866,14 @@ class OutputAudio(_message.Message):
     """Whether it carries the inaudible mark."""
     voice_file: _builtins.bool
     """It is no audio, but a file of an exported voice."""
+    speaker: _builtins.str
+    """What spoke before a conversion, by name; empty where nothing did."""
+    speaker_weights: _builtins.str
+    """Its weights."""
+    speaker_weights_trained: _builtins.bool
+    """Whether they were ever trained."""
+    speaker_weights_licence: _builtins.str
+    """SPDX id of their licence."""
     @_builtins.property
     def blob(self) -> Global___BlobRef:
         """Its bytes."""
@@ -894,10 +906,14 @@ class OutputAudio(_message.Message):
         words: _abc.Iterable[_audio_pb2.WordTimestamp] | None = ...,
         quality: _audio_pb2.SpeechQuality | None = ...,
         voice_file: _builtins.bool = ...,
+        speaker: _builtins.str = ...,
+        speaker_weights: _builtins.str = ...,
+        speaker_weights_trained: _builtins.bool = ...,
+        speaker_weights_licence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "voice", b"voice", "voice_file", b"voice_file", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "voice_file", b"voice_file", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
