@@ -61,7 +61,7 @@ class Ticket:
     landlock: bool = True
 
 
-ANSWER_BYTES = 256 * 1024
-"""Of all that a child says; a longer answer is none."""
+ANSWER_BYTES = 96 * 1024
+"""Of all that a child says: a longer answer is none, and this one fits another's ticket (Linux: 128 KiB)."""
 LOCKED = b"locked\n"
 """Its first line, once nothing holds it back any more from reading the file."""

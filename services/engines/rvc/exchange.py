@@ -45,7 +45,7 @@ from services.engines.rvc.voice import (
 
 _MAX_PACKAGE_BYTES = 2 << 30
 _MAX_FACTS_BYTES = 64 * 1024
-_MAX_FACTS, _MAX_FACT_CHARS = 64, 1000
+_MAX_FACTS, _MAX_NAME_CHARS, _MAX_FACT_CHARS = 32, 64, 300
 
 Files = Mapping[str, BinaryIO]
 Facts = Mapping[str, Any]
@@ -162,9 +162,9 @@ def _plain(training: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in list(training.items())[:_MAX_FACTS]:
         if isinstance(value, str) and key != "steps":
-            kept[key[:_MAX_FACT_CHARS]] = value[:_MAX_FACT_CHARS]
+            kept[key[:_MAX_NAME_CHARS]] = value[:_MAX_FACT_CHARS]
         elif isinstance(value, int | float):
-            kept[key[:_MAX_FACT_CHARS]] = value
+            kept[key[:_MAX_NAME_CHARS]] = value
     return kept
 
 

@@ -23,8 +23,8 @@ _REDUCE_OVER = 200_000
 _REDUCED_TO = 10_000
 _KMEANS_ROUNDS = 10
 _MIN_SQUARED_DISTANCE = 1e-9
-_MOST_VALUES = 1 << 28
-"""A gibibyte of vectors: upstream reduces to less long before."""
+_MOST_VALUES = _REDUCE_OVER * 768
+"""Of an index from outside: one with more vectors upstream reduces as it makes it, and so do we."""
 
 
 @dataclass(frozen=True, slots=True)

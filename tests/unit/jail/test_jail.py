@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,39 @@ async def test_a_cancelled_call_leaves_no_child(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not _children() - before
+
+
+def _verdict(program: bytes, arch: int, number: int, third: int = 0) -> int:
+    """What a filter says of a system call: Linux' classic BPF, as far as the filter uses it."""
+    at, value = 0, 0
+    while True:
+        code, hit, miss, operand = struct.unpack_from("<HBBI", program, 8 * at)
+        at += 1
+        if code == kernel._LD:
+            value = {0: number, 4: arch, 32: third}[operand]
+        elif code == kernel._JEQ:
+            at += hit if value == operand else miss
+        elif code == kernel._JSET:
+            at += hit if value & operand else miss
+        else:
+            return operand
+
+
+@pytest.mark.parametrize("machine", kernel._ARCHES)
+def test_the_filter_of_each_processor_allows_its_list_and_no_more(machine):
+    column, arch = kernel._ARCHES[machine]
+    allowed = [numbers[column] for numbers in kernel._ALLOWED.values()]
+    mapping = [numbers[column] for numbers in kernel._MAPPING.values()]
+    program = kernel._program(arch, allowed, mapping)
+    refused = kernel._ERRNO | kernel._EPERM
+    for number in range(600):
+        wanted = kernel._ALLOW if number in allowed or number in mapping else refused
+        assert _verdict(program, arch, number) == wanted, number
+        # The 32-bit names of the same calls, on x86-64.
+        assert _verdict(program, arch, number | 0x40000000) == refused
+    for number in mapping:
+        assert _verdict(program, arch, number, third=7) == refused
+    assert _verdict(program, arch ^ 1, allowed[0]) == kernel._KILL_PROCESS
 
 
 async def test_without_a_filter_of_system_calls_nothing_is_opened(tmp_path, monkeypatch):

@@ -236,7 +236,18 @@ def _other_kind():
     return faiss.serialize_index(index).tobytes()
 
 
+def _many_vectors():
+    coarse = faiss.IndexFlatL2(8)
+    coarse.add(np.zeros((1, 8), dtype=np.float32))
+    index = faiss.IndexIVFFlat(coarse, 8, 1)
+    index.is_trained = True
+    index.add(np.zeros((1 << 20, 8), dtype=np.float32))
+    data = bytearray(faiss.serialize_index(index).tobytes())
+    return bytes(data).replace((8).to_bytes(4, "little"), (768).to_bytes(4, "little"))
+
+
 HOSTILE_INDEXES = {
+    "a million vectors that claim to be wide": _many_vectors,
     "junk": lambda: b"junk" * 1000,
     "empty": lambda: b"",
     "truncated": lambda: index_file()[:-5000],
