@@ -123,8 +123,6 @@ def convert(
         # One padded window: index 0 of it is content frame first - PAD.
         window = padded[first * FRAME_SAMPLES : (last + 2 * _PAD_FRAMES) * FRAME_SAMPLES]
         made = _convert_window(voice, tracker, window, params, number, should_stop=should_stop)
-        begin = _PAD_FRAMES * per_frame
-        made = made[begin : begin + (last - first + _FADE_FRAMES) * per_frame]
         place = out[first * per_frame : (last + _FADE_FRAMES) * per_frame]
         if first > 0:
             # The tail of the chunk before already lies here: fade from one into the other.
@@ -153,6 +151,7 @@ def _convert_window(
     *,
     should_stop: ShouldStop,
 ) -> Floats:
+    """Samples of a window's own part and of the fade after it, without the padding on either side."""
     content = voice.encoder.encode(window)
     _check(should_stop)
     f0_hz = pitch.smooth(tracker.track(window, 2 * len(content)), params.filter_radius)
@@ -179,6 +178,8 @@ def _convert_window(
                 torch.from_numpy(f0_hz)[None].to(device),
                 torch.tensor([params.speaker], device=device),
                 generator,
+                # What only leads in and out is context: the decoder is nearly all of the work.
+                only=(2 * _PAD_FRAMES, frames - 2 * (_PAD_FRAMES - 1 - _FADE_FRAMES)),
             )
         return np.array(made[0, 0].float().cpu().numpy(), dtype=np.float32)
     except torch.OutOfMemoryError as error:
