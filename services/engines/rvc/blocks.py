@@ -166,7 +166,14 @@ class BlockConverter:
             mode="reflect",
         )
         made = convert_window(
-            self._voice, self._tracker, window, self._params, self._number, should_stop=self._should_stop
+            self._voice,
+            self._tracker,
+            window,
+            self._params,
+            self._number,
+            # The context too: how loud a block's ends are is judged by half seconds.
+            own=(0, len(window) // FRAME_SAMPLES - 1),
+            should_stop=self._should_stop,
         )
         check_numbers(made)
         made = mix_envelopes(window, made, self.rate_hz, self._params.rms_mix_rate)

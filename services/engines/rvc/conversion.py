@@ -121,9 +121,8 @@ def convert(
         _check(should_stop)
         # One padded window: index 0 of it is content frame first - PAD.
         window = padded[first * FRAME_SAMPLES : (last + 2 * _PAD_FRAMES) * FRAME_SAMPLES]
-        made = convert_window(voice, tracker, window, params, number, should_stop=should_stop)
-        begin = _PAD_FRAMES * per_frame
-        made = made[begin : begin + (last - first + _FADE_FRAMES) * per_frame]
+        own = (_PAD_FRAMES, _PAD_FRAMES + last - first + _FADE_FRAMES)
+        made = convert_window(voice, tracker, window, params, number, own=own, should_stop=should_stop)
         place = out[first * per_frame : (last + _FADE_FRAMES) * per_frame]
         if first > 0:
             # The tail of the chunk before already lies here: fade from one into the other.
@@ -144,11 +143,23 @@ def convert_window(
     params: ConvertParams,
     number: int,
     *,
+    own: tuple[int, int],
     should_stop: ShouldStop,
 ) -> Floats:
-    """Convert one stretch, whole, from 16 kHz to the model's rate; as long as its content frames.
+    """Convert one stretch from 16 kHz to the model's rate.
 
-    ``number`` is of the stretch in its sound: with the seed it makes the noise.
+    Args:
+        voice: into which.
+        tracker: of the pitch.
+        window: the stretch with what is heard around it, ``[n * 320]``.
+        params: how.
+        number: of the stretch in its sound: with the seed it makes the noise.
+        own: the content frames whose samples are wanted, from the first to before the second, and not the
+            window's last; the rest is context for them.
+        should_stop: polled between steps.
+
+    Returns:
+        Samples of those frames.
     """
     content = voice.encoder.encode(window)
     _check(should_stop)
@@ -176,6 +187,8 @@ def convert_window(
                 torch.from_numpy(f0_hz)[None].to(device),
                 torch.tensor([params.speaker], device=device),
                 generator,
+                # What only leads in and out is context: the decoder is nearly all of the work.
+                only=(2 * own[0], 2 * own[1]),
             )
         return np.array(made[0, 0].float().cpu().numpy(), dtype=np.float32)
     except torch.OutOfMemoryError as error:

@@ -108,6 +108,7 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.hop, self.rate_hz = config.hop, config.rate_hz
+        self.reach_frames = _reach_frames(config)
         self.kernels = len(config.resblock_kernel_sizes)
         first = config.upsample_initial_channels
         self.m_source = HarmonicSource()
@@ -138,7 +139,13 @@ class Generator(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=False)
 
     def forward(
-        self, latent: Tensor, f0_hz: Tensor, speaker: Tensor, generator: torch.Generator | None = None
+        self,
+        latent: Tensor,
+        f0_hz: Tensor,
+        speaker: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        only: tuple[int, int] | None = None,
     ) -> Tensor:
         """Samples ``[batch, 1, frames * hop]`` within -1..1.
 
@@ -147,8 +154,15 @@ class Generator(nn.Module):
             f0_hz: ``[batch, frames]``, 0 where unvoiced.
             speaker: ``[batch, speaker_channels, 1]``.
             generator: source of the excitation's noise.
+            only: the first frame and the one after the last whose samples are wanted; what no sample of
+                theirs hears is not computed.
         """
-        source = self.m_source(sine_source(f0_hz, self.hop, self.rate_hz, generator))
+        # The sine's phase is a sum from the first frame on: the excitation is made for all.
+        excitation = sine_source(f0_hz, self.hop, self.rate_hz, generator)
+        first, last = only or (0, latent.shape[2])
+        begin, end = max(first - self.reach_frames, 0), min(last + self.reach_frames, latent.shape[2])
+        latent = latent[..., begin:end]
+        source = self.m_source(excitation[..., begin * self.hop : end * self.hop])
         x = self.conv_pre(latent) + self.cond(speaker)
         for level, (up, noise_conv) in enumerate(zip(self.ups, self.noise_convs, strict=True)):
             x = up(functional.leaky_relu(x, LEAKY_SLOPE)) + noise_conv(source)
@@ -156,4 +170,20 @@ class Generator(nn.Module):
             x = torch.stack([block(x) for block in blocks]).mean(0) if len(blocks) > 1 else blocks[0](x)
         # HiFi-GAN's own code uses torch's default slope of 0.01 here, and the weights expect it.
         made: Tensor = self.conv_post(functional.leaky_relu(x))
-        return torch.tanh(made)
+        return torch.tanh(made)[..., (first - begin) * self.hop : (last - begin) * self.hop]
+
+
+def _reach_frames(config: ModelConfig) -> int:
+    """Frames to either side that a sample of the decoder hears, rounded up at every layer."""
+    frames, samples_a_frame = 3.0, 1
+    for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+        # A transposed convolution hears as many of its inputs as kernels overlap.
+        frames += -(-kernel // rate) / samples_a_frame
+        samples_a_frame *= rate
+        widest = max(
+            same_padding(size) * (sum(dilations) + len(dilations))
+            for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilations, strict=True)
+        )
+        frames += widest / samples_a_frame
+    # The excitation's convolutions hear up to a frame; the last layer 3 samples.
+    return math.ceil(frames) + 2

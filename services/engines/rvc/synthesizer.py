@@ -183,10 +183,13 @@ class Synthesizer(nn.Module):
         f0_hz: Tensor,
         speaker_ids: Tensor,
         generator: torch.Generator | None = None,
+        *,
+        only: tuple[int, int] | None = None,
     ) -> Tensor:
         """Samples ``[batch, 1, frames * hop]`` of whole, unpadded rows (upstream ``infer``).
 
-        Arguments as in :meth:`forward`.
+        Arguments as in :meth:`forward`; ``only`` the frames from the first to before the second are
+        decoded where it is given, the rest is context for them.
         """
         speaker = self.emb_g(speaker_ids).unsqueeze(-1)
         mask = torch.ones(content.shape[0], 1, content.shape[1], device=content.device)
@@ -194,7 +197,7 @@ class Synthesizer(nn.Module):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         prior = mean + torch.exp(log_scale) * noise * INFERENCE_TEMPERATURE
         latent = self.flow(prior, mask, speaker, reverse=True)
-        made: Tensor = self.dec(latent, f0_hz, speaker, generator)
+        made: Tensor = self.dec(latent, f0_hz, speaker, generator, only=only)
         return made
 
 

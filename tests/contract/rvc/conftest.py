@@ -129,8 +129,8 @@ def ours(sources):
             seen["content"] = encode(samples)
             return seen["content"]
 
-        def synthesised(content, pitch, f0_hz, *rest):
-            made = synthesise(content, pitch, f0_hz, *rest)
+        def synthesised(content, pitch, f0_hz, *rest, only):
+            made = synthesise(content, pitch, f0_hz, *rest, only=only)
             inputs = {"features": content, "coarse": pitch, "f0_hz": f0_hz}
             seen.update({name: tensor[0].numpy() for name, tensor in inputs.items()})
             seen["samples"] = made[0, 0].numpy()

@@ -47,11 +47,10 @@ def assert_alike(found, theirs):
     np.testing.assert_allclose(found.seen["features"], theirs.seen["features"], atol=FLOAT_ERROR)
     np.testing.assert_array_equal(found.seen["coarse"], theirs.seen["coarse"])
     np.testing.assert_allclose(found.seen["f0_hz"], theirs.seen["f0_hz"], atol=F0_ERROR_HZ)
-    hop = found.rate_hz // 100
-    assert theirs.seen["samples"].std() > 0.02
-    np.testing.assert_allclose(
-        found.seen["samples"][: frames * hop], theirs.seen["samples"], atol=SAMPLE_ERROR
-    )
+    # Ours leaves out the second of padding in front, and most of that behind.
+    own = theirs.seen["samples"][found.rate_hz :][: len(found.seen["samples"])]
+    assert own.std() > 0.02
+    np.testing.assert_allclose(found.seen["samples"], own, atol=SAMPLE_ERROR)
 
 
 def assert_same_sound(found, theirs):

@@ -185,6 +185,25 @@ def test_a_fresh_decoder_hears_its_pitch(nano):
         assert spectrum[hz] > 30 * np.median(spectrum[50:])
 
 
+@pytest.mark.parametrize("only", [(0, 30), (20, 61), (70, 120)])
+def test_frames_decoded_alone_are_those_of_the_whole(nano, only):
+    """What is left out lies beyond what a sample hears, and not by much: less context would show."""
+    torch.manual_seed(3)
+    decoder = Synthesizer(nano).eval().dec
+    latent, f0 = torch.randn(1, nano.inter_channels, 120), torch.full((1, 120), 110.0)
+    speaker = torch.randn(1, nano.speaker_channels, 1)
+    first, last = only
+
+    def made(wanted=None):
+        return decoder(latent, f0, speaker, torch.Generator().manual_seed(0), only=wanted)
+
+    with torch.inference_mode():
+        expected = made()[..., first * nano.hop : last * nano.hop]
+        torch.testing.assert_close(made(only), expected, atol=1e-6, rtol=0)
+        decoder.reach_frames = 3
+        assert (made(only) - expected).abs().max() > 1e-6
+
+
 def test_forward_decodes_the_segment_it_names(nano):
     torch.manual_seed(0)
     model = Synthesizer(nano).eval()
