@@ -115,6 +115,7 @@ class ConversionParameters(_Task):
     protect: float = 0.33
     f0_method: str = ""
     seed: int = 0
+    auto_pitch: bool = False
 
 
 class ConvertTask(_Task):

@@ -28,6 +28,7 @@ from services.engines.rvc.content import ContentSources, content_encoder, encode
 from services.engines.rvc.conversion import ConvertParams, convert
 from services.engines.rvc.f0 import f0_method
 from services.engines.rvc.features import FeatureSet, extract
+from services.engines.rvc.matching import RANGE_KEY, pitch_range
 from services.engines.rvc.preprocess import Slice
 from services.engines.rvc.retrieval import Retrieval
 from services.engines.rvc.state import State, TrainParams, new_state
@@ -120,5 +121,7 @@ def save_voice(
         "params": state.params.to_dict(),
         "last": asdict(last) if last is not None else None,
     }
+    if (heard := pitch_range(part.f0_hz for part in features.slices)) is not None:
+        training[RANGE_KEY] = heard.to_dict()
     facts = VoiceFacts(state.config, features.content_encoder, features.f0_method, training)
     return voice.save_voice(directory, facts, state.synthesizer.state_dict(), index)

@@ -374,6 +374,7 @@ def _succeeded(
         words=made.words,
         quality=made.quality,
         spoken=_spoken(speaker) if speaker is not None else None,
+        pitch_match=made.pitch_match,
     )
     weights = made.weights
     if speaker is not None and weights.trained and not speaker.weights.trained:
