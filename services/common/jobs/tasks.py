@@ -75,6 +75,11 @@ class RvcVoice(_Task):
     name: str
     package: Blob | None = None
 
+    @property
+    def package_id(self) -> str:
+        """The same for the same weights; empty while there are none."""
+        return self.package.sha256 if self.package is not None else ""
+
 
 class TimedWord(_Task):
     """A word and when it is said, in seconds from the beginning."""

@@ -75,7 +75,7 @@ async def converted(
             loudness_lufs=how.speaking.loudness_lufs,
             duration_s=how.speaking.duration_s,
         )
-        async with pool.call(lambda _: request, Rank.INTERACTIVE) as running:
+        async with pool.call(lambda _: request, Rank.INTERACTIVE, needs=how.voice.package_id) as running:
             waited(running.waited_s)
             told = _Speech()
             feeding = asyncio.create_task(_feed(speech, running, told))
