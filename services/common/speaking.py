@@ -139,7 +139,7 @@ def conversion_parameters(p: synthesis_pb2.ConversionParameters) -> tasks.Conver
         for name in ("pitch_shift", "index_rate", "filter_radius", "rms_mix_rate", "protect")
         if p.HasField(name)
     }
-    return tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, **given)
+    return tasks.ConversionParameters(f0_method=p.f0_method, seed=p.seed, auto_pitch=p.auto_pitch, **given)
 
 
 def conversion_of_speech(p: synthesis_pb2.SynthesisParameters) -> tasks.ConversionParameters:

@@ -266,11 +266,10 @@ def _check_parts_of_engine(engine: str, p: synthesis_pb2.ConversionParameters, c
         if p.HasField("speaking"):
             checks.wrong("parameters.speaking", "is of engine f5")
         return
-    for field in ("index_rate", "filter_radius", "rms_mix_rate", "protect"):
-        if p.HasField(field):
+    given = {field.name for field, _ in p.ListFields()}
+    for field in ("index_rate", "filter_radius", "rms_mix_rate", "protect", "f0_method", "auto_pitch"):
+        if field in given:
             checks.wrong(f"parameters.{field}", "is of engine rvc")
-    if p.f0_method:
-        checks.wrong("parameters.f0_method", "is of engine rvc")
     checks.note(speaking.faults(p.speaking, "parameters.speaking"))
     for field in ("speaker", "conversion"):
         if field in {set_field.name for set_field, _ in p.speaking.ListFields()}:

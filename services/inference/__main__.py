@@ -81,7 +81,7 @@ def pool_plans(settings: InferenceSettings) -> tuple[PoolPlan, PoolPlan]:
     f5 = plan(Role.F5, settings.f5_least, settings.f5_most, settings.f5_gpus, settings.f5_cpus)
     rvc = plan(Role.RVC, settings.rvc_least, settings.rvc_most, settings.rvc_gpus, settings.rvc_cpus)
     f5 = replace(f5, reserved=1, queue_limit=settings.queue_limit, queue_wait_s=settings.queue_wait_s)
-    return f5, rvc
+    return f5, replace(rvc, keeps=settings.rvc_voices)
 
 
 def health_plan(settings: InferenceSettings) -> HealthPlan:

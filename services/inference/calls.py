@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, SupportsIndex
 
-from services.common.jobs.model import SpeechQuality
+from services.common.jobs.model import PitchMatch, SpeechQuality
 from services.common.jobs.tasks import (
     Blob,
     ConversionParameters,
@@ -368,6 +368,7 @@ class Made:
     words: tuple[TimedWord, ...] = ()
     quality: SpeechQuality | None = None
     watermarked: bool = False
+    pitch_match: PitchMatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,12 +376,14 @@ class Closed:
     """A stream's samples have all been sent: its words and quality where asked for, its text as spoken.
 
     ``seed`` is that of the try that was sent: a quality gate may have chosen another than was announced.
+    ``pitch_match`` is what a conversion was to choose.
     """
 
     words: tuple[TimedWord, ...] = ()
     quality: SpeechQuality | None = None
     spoken_text: str = ""
     seed: int = 0
+    pitch_match: PitchMatch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ WAIT_SECONDS: Final = Histogram(
 ENDED: Final = Counter(
     "voxfleet_pool_replicas_ended_total", "Replicas that ended, by why.", ["engine", "reason"]
 )
+VOICES: Final = Counter(
+    "voxfleet_pool_voices_total",
+    "Calls that were given to a replica with their voice in memory (warm) or not (cold).",
+    ["engine", "state"],
+)
 MEMORY: Final = Gauge(
     "voxfleet_pool_memory_bytes",
     "What the replica that holds most has: rss (its own pages), gpu (its tensors).",

@@ -56,6 +56,7 @@ class PoolPlan:
         health: how replicas are watched.
         reserved: slots of each replica that only interactive requests use (where it has more than that).
         gpus_each: share of a GPU that a replica holds; 0 where it needs none.
+        keeps: voices that a replica keeps in memory.
     """
 
     role: Role
@@ -73,6 +74,7 @@ class PoolPlan:
     health: HealthPlan = USUAL
     reserved: int = 0
     gpus_each: float = 0.0
+    keeps: int = 0
 
     def within(self, granted_gpus: float | None) -> PoolPlan:
         """The plan with no more replicas than fit into what is granted.

@@ -12,8 +12,9 @@ import grpc
 
 from services.common import speaking
 from services.common.errors import Reason, invalid
+from services.common.jobs.model import PitchMatch
 from services.common.jobs.tasks import Output
-from services.common.jobs.wire import quality_to_proto, words_to_proto
+from services.common.jobs.wire import pitch_to_proto, quality_to_proto, words_to_proto
 from services.common.names import parse, parse_team
 from services.common.rpc.caller import current_caller, require_operator
 from services.inference.app.bundles import Bundles, BundleView, ImportFile, ImportOpen, ImportPart
@@ -166,7 +167,7 @@ def _heard(index: int, heard: Heard) -> catalog_pb2.HeardClip:
     return catalog_pb2.HeardClip(index=index, text=heard.text, words=words_to_proto(heard.words))
 
 
-def _provenance(header: Header) -> audio_pb2.Provenance:
+def _provenance(header: Header, pitch_match: PitchMatch | None = None) -> audio_pb2.Provenance:
     speaker = header.speaker
     spoken = speaker.weights if speaker is not None else None
     return audio_pb2.Provenance(
@@ -182,6 +183,7 @@ def _provenance(header: Header) -> audio_pb2.Provenance:
         speaker_weights=spoken.name if spoken is not None else "",
         speaker_weights_trained=spoken.trained if spoken is not None else False,
         speaker_weights_licence=spoken.licence if spoken is not None else "",
+        pitch_match=pitch_to_proto(pitch_match),
     )
 
 
@@ -196,8 +198,9 @@ def _header(header: Header, output: Output) -> synthesis_pb2.SynthesisHeader:
 
 def summary_of(summary: Summary) -> synthesis_pb2.SynthesisSummary:
     """What came, as the API says it."""
+    header = replace(summary.header, seed=summary.closed.seed or summary.header.seed)
     made = synthesis_pb2.SynthesisSummary(
-        provenance=_provenance(replace(summary.header, seed=summary.closed.seed or summary.header.seed)),
+        provenance=_provenance(header, summary.closed.pitch_match),
         duration_s=summary.duration_s,
         steps=summary.steps,
         rtf=summary.rtf,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from services.common.media.decode import decode, probe
+from tests.e2e.conftest import SPEECH
 from voxfleet.client import VoxfleetError
 from voxfleet.v1 import synthesis_pb2
 
@@ -77,3 +78,31 @@ def test_what_cannot_be_says_why(alpha, trained, changes, reason):
     with pytest.raises(VoxfleetError) as caught:
         alpha.client.synthesis.say("Good morning.", trained.name, parameters=parameters(**changes))
     assert caught.value.reason == reason
+
+
+def test_the_pitch_is_brought_to_the_voices_and_the_record_says_by_how_much(alpha, trained):
+    source = alpha.client.audio.upload(SPEECH / "source_it.flac")
+    how = synthesis_pb2.ConversionParameters(auto_pitch=True)
+    job = alpha.client.synthesis.convert(source.name, trained.name, parameters=how, format="flac")
+    done = alpha.client.jobs.wait(job.name, timeout_s=240)
+    found = alpha.client.audio.get(done.result.audios[0]).provenance.pitch_match
+    assert 70 < found.source_hz < 400
+    assert 70 < found.voice_hz < 400
+    assert found.semitones == round(12 * np.log2(found.voice_hz / found.source_hz))
+    with pytest.raises(VoxfleetError) as caught:
+        alpha.client.synthesis.convert(source.name, "clone", engine="f5", parameters=how)
+    assert caught.value.reason == "INVALID_ARGUMENT"
+
+
+def test_several_recordings_are_one_job_with_a_result_each(alpha, trained):
+    good = [alpha.client.audio.upload(SPEECH / name) for name in ("clip_en_1.flac", "clip_en_3.flac")]
+    request = [good[0].name, good[1].name]
+    done = alpha.client.jobs.wait(
+        alpha.client.synthesis.convert(request, trained.name, format="opus").name, timeout_s=240
+    )
+    assert (done.batch_counts.total, done.batch_counts.succeeded) == (2, 2)
+    for source, item in zip(good, alpha.client.jobs.items(done.name), strict=True):
+        made = alpha.client.audio.get(item.result.audios[0])
+        assert item.item_id == source.name
+        assert made.provenance.voice == trained.name
+        assert made.measures.duration_s == pytest.approx(source.measures.duration_s, abs=0.02)

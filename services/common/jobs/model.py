@@ -208,6 +208,15 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
+class PitchMatch:
+    """What a conversion moved the pitch by, by itself; see ``voxfleet.v1.PitchMatch``."""
+
+    semitones: float
+    source_hz: float
+    voice_hz: float
+
+
+@dataclass(frozen=True, slots=True)
 class AudioOutput:
     """Audio that an attempt made; its bytes are in S3 already."""
 
@@ -233,6 +242,8 @@ class AudioOutput:
     """It is no audio, but a file of an exported voice."""
     spoken: Spoken | None = None
     """What spoke it before it was converted, where something did."""
+    pitch_match: PitchMatch | None = None
+    """By how much its pitch was moved, where the conversion was to choose that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class RvcVoice(_Task):
     name: str
     package: Blob | None = None
 
+    @property
+    def package_id(self) -> str:
+        """The same for the same weights; empty while there are none."""
+        return self.package.sha256 if self.package is not None else ""
+
 
 class TimedWord(_Task):
     """A word and when it is said, in seconds from the beginning."""
@@ -115,6 +120,7 @@ class ConversionParameters(_Task):
     protect: float = 0.33
     f0_method: str = ""
     seed: int = 0
+    auto_pitch: bool = False
 
 
 class ConvertTask(_Task):

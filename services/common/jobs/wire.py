@@ -9,6 +9,7 @@ from services.common.jobs.model import (
     AudioOutput,
     Fence,
     GpuFacts,
+    PitchMatch,
     PoolState,
     Progress,
     SpeechQuality,
@@ -93,6 +94,11 @@ def quality_to_proto(quality: SpeechQuality | None) -> audio_pb2.SpeechQuality |
     return None if quality is None else audio_pb2.SpeechQuality(**asdict(quality))
 
 
+def pitch_to_proto(match: PitchMatch | None) -> audio_pb2.PitchMatch | None:
+    """What a pitch was moved by, on the wire; None where nothing was chosen."""
+    return None if match is None else audio_pb2.PitchMatch(**asdict(match))
+
+
 def output_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
     """Audio that an attempt made, on the wire."""
     spoken = audio.spoken or Spoken("", "", weights_trained=False, weights_licence="")
@@ -118,6 +124,7 @@ def output_to_proto(audio: AudioOutput) -> work_pb2.OutputAudio:
         speaker_weights=spoken.weights,
         speaker_weights_trained=spoken.weights_trained,
         speaker_weights_licence=spoken.weights_licence,
+        pitch_match=pitch_to_proto(audio.pitch_match),
     )
 
 
@@ -149,7 +156,15 @@ def output_from_proto(audio: work_pb2.OutputAudio) -> AudioOutput:
         )
         if audio.speaker
         else None,
+        pitch_match=_pitch(audio),
     )
+
+
+def _pitch(audio: work_pb2.OutputAudio) -> PitchMatch | None:
+    if not audio.HasField("pitch_match"):
+        return None
+    found = audio.pitch_match
+    return PitchMatch(found.semitones, found.source_hz, found.voice_hz)
 
 
 def _quality(audio: work_pb2.OutputAudio) -> SpeechQuality | None:

@@ -30,6 +30,7 @@ from services.engines.rvc.content import ContentSources, content_encoder, encode
 from services.engines.rvc.conversion import ConvertParams, convert
 from services.engines.rvc.f0 import f0_method
 from services.engines.rvc.features import FeatureSet, extract
+from services.engines.rvc.matching import RANGE_KEY, pitch_range
 from services.engines.rvc.preprocess import Slice
 from services.engines.rvc.retrieval import Retrieval
 from services.engines.rvc.state import State, TrainParams, new_state
@@ -124,6 +125,8 @@ def save_voice(
         "params": state.params.to_dict(),
         "last": asdict(last) if last is not None else None,
     }
+    if (heard := pitch_range(part.f0_hz for part in features.slices)) is not None:
+        training[RANGE_KEY] = heard.to_dict()
     weights: Mapping[str, Tensor] = state.synthesizer.state_dict()
     if state.best is not None:
         # What did best on what it never saw; the last weights may know the recordings by heart.

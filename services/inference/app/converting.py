@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import VoxfleetError, internal
+from services.common.jobs.model import PitchMatch
 from services.common.jobs.tasks import ConversionParameters, RvcVoice, SpeakingParameters
 from services.inference.app.members import Running
 from services.inference.app.pool import Pool
@@ -74,10 +75,11 @@ async def converted(
             loudness_lufs=how.speaking.loudness_lufs,
             duration_s=how.speaking.duration_s,
         )
-        async with pool.call(lambda _: request, Rank.INTERACTIVE) as running:
+        async with pool.call(lambda _: request, Rank.INTERACTIVE, needs=how.voice.package_id) as running:
             waited(running.waited_s)
             told = _Speech()
             feeding = asyncio.create_task(_feed(speech, running, told))
+            pitch: PitchMatch | None = None
             try:
                 async for event in running.events():
                     match event:
@@ -88,8 +90,10 @@ async def converted(
                             told.work_s += event.work_s
                             if samples:
                                 yield replace(event, work_s=told.taken_s())
+                        case Closed():
+                            pitch = event.pitch_match
                 await feeding
-                yield told.closed
+                yield replace(told.closed, pitch_match=pitch)
             except VoxfleetError:
                 # Speech that fails ends its conversion: what is wrong is what it failed of.
                 if feeding.done() and not feeding.cancelled() and (cause := feeding.exception()):

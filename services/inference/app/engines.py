@@ -79,6 +79,7 @@ class RvcParameters(BaseModel):
     protect: float = Field(0.33, ge=0.0, le=0.5, description="protects consonants; 0.5 turns it off")
     f0_method: str = Field("", description="the voice's own where empty")
     seed: int = Field(0, ge=0, description="the same seed gives the same audio")
+    auto_pitch: bool = Field(False, description="brings the median pitch of the source to the voice's")
 
 
 @dataclass(frozen=True, slots=True)

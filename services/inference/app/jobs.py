@@ -202,7 +202,12 @@ class Jobs:
             lease.job, finished, speech.data, speech.opened.rate_hz, spoke, lease.batch_scale
         )
         made = await self._made(
-            self._rvc, lambda _: request, Rank.BATCH, attempt, within=(_SPOKEN_PERCENT, 100.0)
+            self._rvc,
+            lambda _: request,
+            Rank.BATCH,
+            attempt,
+            within=(_SPOKEN_PERCENT, 100.0),
+            needs=target.package_id,
         )
         made = replace(
             made,
@@ -214,7 +219,8 @@ class Jobs:
 
     async def _convert(self, attempt: Attempt, task: ConvertTask) -> Succeeded:
         request = Convert(attempt.lease.job, task, attempt.lease.batch_scale)
-        made = await self._made(self._rvc, lambda _: request, Rank.CONVERSION, attempt)
+        needs = task.voice.package_id
+        made = await self._made(self._rvc, lambda _: request, Rank.CONVERSION, attempt, needs=needs)
         return _succeeded(made, "rvc", task.voice.name, _name_of(task.audio), task.audio.name)
 
     async def _respeak(self, attempt: Attempt, task: RespeakTask) -> Succeeded:
@@ -240,13 +246,14 @@ class Jobs:
         attempt: Attempt,
         *,
         within: tuple[float, float] = (0.0, 100.0),
+        needs: str = "",
     ) -> Made:
-        """What a call makes; ``within`` is what it is of the job, in percent."""
+        """What a call makes; ``within`` is its part of the job, in percent, ``needs`` as of a pool's call."""
 
         async def follow(running: Running) -> Made:
             return await _follow(running, attempt, within)
 
-        return await self._asked(pool, make, rank, attempt, follow)
+        return await self._asked(pool, make, rank, attempt, follow, needs=needs)
 
     async def _asked(
         self,
@@ -255,11 +262,14 @@ class Jobs:
         rank: Rank,
         attempt: Attempt,
         follow: Callable[[Running], Awaitable[T]],
+        *,
+        needs: str = "",
     ) -> T:
         """What comes of a call; where its replica dies, another is asked once."""
         for last in (False, True):
             try:
-                async with pool.call(make, rank, avoid=attempt.lease.avoid_nodes) as running:
+                avoid = attempt.lease.avoid_nodes
+                async with pool.call(make, rank, avoid=avoid, needs=needs) as running:
                     return await follow(running)
             except VoxfleetError as error:
                 if last or error.reason is not Reason.WORKER_LOST:
@@ -401,6 +411,7 @@ def _succeeded(
         words=made.words,
         quality=made.quality,
         spoken=_spoken(speaker) if speaker is not None else None,
+        pitch_match=made.pitch_match,
     )
     weights = made.weights
     if speaker is not None and weights.trained and not speaker.weights.trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ class Member:
         when_ready: what it said first.
         missed, probes_failed, overdue, out_of_memory, over_memory: see ``health.Condition``.
         tasks: what is done for it beside its calls.
+        holds: what its calls needed (voices, by their packages' hashes), the one used last at the end.
     """
 
     number: int
@@ -71,6 +73,20 @@ class Member:
     out_of_memory: int = 0
     over_memory: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    holds: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def used(self, needed: str, most: int) -> bool:
+        """Notes what a call needs, as the replica itself does: of more than ``most`` it drops the oldest.
+
+        Returns:
+            Whether it has that in memory already.
+        """
+        had = needed in self.holds
+        self.holds[needed] = None
+        self.holds.move_to_end(needed)
+        while len(self.holds) > most:
+            self.holds.popitem(last=False)
+        return had
 
     def seen(self) -> Replica:
         """What is seen of it."""
@@ -108,6 +124,7 @@ class Ticket:
     given: asyncio.Future[Member]
     since_s: float
     avoid: Collection[str] = ()
+    needs: str = ""
 
 
 class Running:

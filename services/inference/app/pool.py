@@ -228,8 +228,16 @@ class Pool:
         tickets = {ticket.number: ticket for ticket in self._tickets if not ticket.given.done()}
         waiting = [(ticket.number, ticket.rank) for ticket in tickets.values()]
         avoid = {ticket.number: ticket.avoid for ticket in tickets.values() if ticket.avoid}
-        for number, replica in assign(self.plan, waiting, self.replicas, avoid).items():
+        warm = {
+            ticket.number: [member.number for member in self._replicas if ticket.needs in member.holds]
+            for ticket in tickets.values()
+            if ticket.needs
+        }
+        for number, replica in assign(self.plan, waiting, self.replicas, avoid, warm).items():
             member = self._replicas[replica]
+            if needed := tickets[number].needs:
+                state = "warm" if member.used(needed, self.plan.keeps) else "cold"
+                metrics.VOICES.labels(self.plan.role, state).inc()
             member.busy += 1
             member.begun += 1
             self._begun, self._begun_s = self._begun + 1, self._clock()
@@ -246,7 +254,12 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def call(
-        self, make: Callable[[EngineFacts], Request], rank: Rank, *, avoid: Collection[str] = ()
+        self,
+        make: Callable[[EngineFacts], Request],
+        rank: Rank,
+        *,
+        avoid: Collection[str] = (),
+        needs: str = "",
     ) -> AsyncIterator[Running]:
         """A slot, with a call in it, for as long as the context lasts.
 
@@ -257,13 +270,15 @@ class Pool:
             make: makes the request once there is a slot.
             rank: who goes first.
             avoid: nodes to be passed over where another has room.
+            needs: what a replica loads for it and keeps (a voice, by its package's hash): one that has it is
+                preferred where it has room.
 
         Errors: QUEUE_FULL and SERVICE_UNAVAILABLE (interactive only); what ``make`` raises; WORKER_LOST
         and the engine's own from :meth:`Running.events`. GpusLentError (a job, not a streamed request) where
         the pool has lost its GPUs before there was a slot.
         """
         began_s = self._clock()
-        member = await self._acquire(rank, avoid)
+        member = await self._acquire(rank, avoid, needs)
         held = True
         call_s = self._clock()
         streams = 1 if rank is Rank.INTERACTIVE else 0
@@ -312,9 +327,10 @@ class Pool:
             member.proved(self._clock() + self.plan.health.probe_s)
             self._paces.note(running, member.busy)
 
-    async def _acquire(self, rank: Rank, avoid: Collection[str]) -> Member:
+    async def _acquire(self, rank: Rank, avoid: Collection[str], needs: str) -> Member:
         self._asked += 1
-        ticket = Ticket(self._asked, rank, asyncio.get_running_loop().create_future(), self._clock(), avoid)
+        given: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(self._asked, rank, given, self._clock(), avoid, needs)
         ahead = sum(1 for other in self._tickets if other.rank is Rank.INTERACTIVE and not other.given.done())
         self._tickets.append(ticket)
         try:

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ from services.inference.engine.blobs import (
 )
 from services.inference.engine.marking import UNMARKED, Marking
 from services.inference.engine.running import Emit, Stopped
-from services.inference.engine.spoken import convert_spoken, convert_stream, params_of
+from services.inference.engine.spoken import convert_spoken, convert_stream, matched, params_of
 from services.inference.model import Role
 from services.inference.slots import natural_slots
 from services.inference.tags import provenance_tags
@@ -142,11 +142,12 @@ class ConversionBody:
         voice = self._voice(task.voice)
         emit(Advance("convert"))
         began_s = time.perf_counter()
+        how, pitch = matched(voice, task.parameters, audio.samples, audio.rate_hz)
         samples, rate_hz = convert(
             voice,
             audio.samples,
             audio.rate_hz,
-            params_of(task.parameters, request.share),
+            params_of(how, request.share),
             on_progress=lambda share: emit(Advance("convert", share)),
             should_stop=should_stop,
         )
@@ -164,7 +165,7 @@ class ConversionBody:
             advance=lambda phase, share: emit(Advance(phase, share)),
             marking=self._marking,
         )
-        emit(made)
+        emit(replace(made, pitch_match=pitch))
 
     def _with_weights(self, voice: RvcVoice) -> tuple[Voice, Weights]:
         """The voice in memory, and what its outputs say of it."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.common.artifacts.ports import ArtifactStore
 from services.common.errors import internal
+from services.common.jobs.model import PitchMatch
 from services.common.jobs.tasks import ConversionParameters, SpeakingParameters
 from services.common.media.resample import StreamResampler
 from services.engines.rvc.audio import fit_length
 from services.engines.rvc.blocks import SPEECH, BlockConverter
 from services.engines.rvc.conversion import ConvertParams, convert
+from services.engines.rvc.matching import match, source_range, voice_range
 from services.engines.rvc.voice import Voice
 from services.inference.calls import Advance, Closed, ConvertSpoken, ConvertStream, Opened, Pcm, Weights
 from services.inference.engine.blobs import keep_audio, pcm16, team_id
@@ -41,6 +44,17 @@ def params_of(asked: ConversionParameters, share: float = 1.0) -> ConvertParams:
     )
 
 
+def matched(
+    voice: Voice, asked: ConversionParameters, samples: Samples, rate_hz: int
+) -> tuple[ConversionParameters, PitchMatch | None]:
+    """How to convert, with the pitch that is to be chosen by what is heard, and what was chosen."""
+    if not asked.auto_pitch:
+        return asked, None
+    heard = source_range(voice, samples, rate_hz, asked.f0_method or None)
+    found = match(heard, voice_range(voice), beside=asked.pitch_shift)
+    return asked.model_copy(update={"pitch_shift": asked.pitch_shift + found.semitones}), found
+
+
 def convert_stream(
     voice: Voice, weights: Weights, request: ConvertStream, emit: Emit, *, marking: Marking, stopped: Stopped
 ) -> None:
@@ -49,19 +63,25 @@ def convert_stream(
     Raises:
         VoxfleetError: those of :class:`services.engines.rvc.blocks.BlockConverter`.
     """
-    converter = BlockConverter(
-        voice, request.from_hz, params_of(request.parameters), SPEECH, should_stop=stopped
-    )
-    finishing = _Finishing(request, converter.rate_hz, marking)
+    finishing = _Finishing(request, voice.facts.config.rate_hz, marking)
     emit(Opened(finishing.rate_hz, 0, request.parameters.seed, weights, watermarked=marking.enabled))
-    for data in request.fed:
+    converter: BlockConverter | None = None
+    pitch: PitchMatch | None = None
+
+    def converted(samples: Samples, *, last: bool) -> Pcm:
+        nonlocal converter, pitch
         began_s = time.perf_counter()
-        made = finishing.push(converter.push(samples_of(data)))
-        emit(Pcm(pcm16(made), len(made), time.perf_counter() - began_s))
-    began_s = time.perf_counter()
-    rest = finishing.push(converter.push(_NOTHING, last=True), last=True)
-    emit(Pcm(pcm16(rest), len(rest), time.perf_counter() - began_s))
-    emit(Closed())
+        if converter is None:
+            # The pitch is chosen by the first piece, a sentence or two, and then left where it is.
+            how, pitch = matched(voice, request.parameters, samples, request.from_hz)
+            converter = BlockConverter(voice, request.from_hz, params_of(how), SPEECH, should_stop=stopped)
+        made = finishing.push(converter.push(samples, last=last), last=last)
+        return Pcm(pcm16(made), len(made), time.perf_counter() - began_s)
+
+    for data in request.fed:
+        emit(converted(samples_of(data), last=False))
+    emit(converted(_NOTHING, last=True))
+    emit(Closed(pitch_match=pitch))
 
 
 def convert_spoken(
@@ -84,11 +104,13 @@ def convert_spoken(
         raise internal("speech was to be converted into no voice")
     emit(Advance("convert"))
     began_s = time.perf_counter()
+    spoken = samples_of(request.spoken)
+    how, pitch = matched(voice, task.conversion, spoken, request.from_hz)
     made, rate_hz = convert(
         voice,
-        samples_of(request.spoken),
+        spoken,
         request.from_hz,
-        params_of(task.conversion, request.share),
+        params_of(how, request.share),
         on_progress=lambda share: emit(Advance("convert", share)),
         should_stop=stopped,
     )
@@ -109,7 +131,7 @@ def convert_spoken(
         advance=_teller(emit),
         marking=marking,
     )
-    emit(kept)
+    emit(replace(kept, pitch_match=pitch))
 
 
 def samples_of(data: bytes) -> Samples:

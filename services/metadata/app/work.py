@@ -316,6 +316,7 @@ class Work:
                 "seed": str(output.seed),
                 "watermarked": output.watermarked,
                 **_spoken(output),
+                **({"pitch_match": asdict(output.pitch_match)} if output.pitch_match else {}),
             },
             source_audio=output.source_audio,
             created_at=now,

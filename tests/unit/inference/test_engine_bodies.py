@@ -263,10 +263,10 @@ class Content:
         return np.random.default_rng(frames).standard_normal((frames, 512)).astype(np.float32)
 
 
-def packed_voice(folder: Path, store: MemoryArtifactStore, seed: int) -> RvcVoice:
+def packed_voice(folder: Path, store: MemoryArtifactStore, seed: int, **training: object) -> RvcVoice:
     torch.manual_seed(seed)
     config = preset("tiny_40k", content_width=512)
-    facts = VoiceFacts(config, "whisper-base", "swift", {"steps": 0})
+    facts = VoiceFacts(config, "whisper-base", "swift", {"steps": 0} | training)
     save_voice(folder / f"voice-{seed}", facts, Synthesizer(config).state_dict(), None)
     pack_voice(folder / f"voice-{seed}", folder / f"{seed}.zip")
     return RvcVoice(

@@ -12,6 +12,7 @@ from services.inference.app.members import GpusLentError
 from services.inference.app.pool import Pool
 from services.inference.calls import EngineFacts, EngineSpec, Pcm, StreamSpeech
 from services.inference.health import HealthPlan
+from services.inference.metrics import VOICES
 from services.inference.model import PoolPlan, Rank, ReplicaState, Role
 from tests.unit.inference.fakes import VOICE, Clock, FakeExecutor, facts, lost, settle
 
@@ -421,3 +422,49 @@ async def test_a_pool_that_has_ended_starts_nothing_any_more() -> None:
     rig.pool.step()
     assert len(rig.executor.engines) == 1
     assert rig.pool.replicas == ()
+
+
+async def test_a_voice_is_found_again_where_it_is_warm_and_forgotten_when_it_is_dropped() -> None:
+    rig = Rig(PoolPlan(Role.RVC, least=2, most=2, keeps=2))
+    for engine in rig.executor.engines:
+        engine.loaded.set_result(facts(Role.RVC, slots=2))
+    await settle()
+    one, two = rig.executor.engines
+
+    async def convert(voice: str) -> int:
+        """Which replica is given the call."""
+        begun = [len(engine.calls) for engine in (one, two)]
+
+        async def work() -> None:
+            async with rig.pool.call(lambda _: REQUEST, Rank.CONVERSION, needs=voice) as running:
+                [event async for event in running.events()]
+
+        task = asyncio.create_task(work())
+        await settle()
+        (chosen,) = [n for n, engine in enumerate((one, two)) if len(engine.calls) > begun[n]]
+        (one, two)[chosen].calls[-1].send(None)
+        await task
+        return chosen
+
+    before = VOICES.labels(Role.RVC, "warm")._value.get()
+    assert await convert("anna") == 0
+    held = rig.run()
+    await settle()
+    assert await convert("bert") == 1, "a cold voice goes where there is most room"
+    one.calls[-1].send(None)
+    await held
+    assert [await convert("bert") for _ in range(3)] == [1, 1, 1], "the emptiest is the first of two"
+    assert await convert("anna") == 0
+    assert VOICES.labels(Role.RVC, "warm")._value.get() - before == 4
+    # A replica keeps two: with a third and a fourth the first is gone from it.
+    assert [await convert(name) for name in ("carl", "dora")] == [0, 0]
+    members = list(rig.pool._replicas)
+    assert list(members[0].holds) == ["carl", "dora"]
+    assert list(members[1].holds) == ["bert"]
+    # A replica that died remembers nothing.
+    one.health = lost()
+    rig.pool._lost(members[0])
+    await settle()
+    rig.last.loaded.set_result(facts(Role.RVC, slots=2))
+    await settle()
+    assert [list(member.holds) for member in rig.pool._replicas if member.number > 2] == [[]]

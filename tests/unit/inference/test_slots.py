@@ -73,3 +73,29 @@ def test_a_wait_is_told_within_bounds() -> None:
     assert expected_wait_s(4, 2, 3.0) == pytest.approx(7.5)
     assert expected_wait_s(0, 5, 0.1) == 1.0
     assert expected_wait_s(1000, 0, 10.0) == 60.0
+
+
+def test_a_warm_replica_is_preferred_where_it_has_room() -> None:
+    busy, empty = replace(READY, busy=1), replace(READY, number=7)
+    ticket = [(1, Rank.CONVERSION)]
+    assert assign(PLAN, ticket, [busy, empty], warm={1: [1]}) == {1: 1}
+    assert assign(PLAN, ticket, [busy, empty], warm={1: [1, 7]}) == {1: 7}, "of two, the emptier"
+    full = replace(READY, busy=2)
+    assert assign(PLAN, ticket, [full, empty], warm={1: [1]}) == {1: 7}, "nobody waits for it"
+    assert assign(PLAN, ticket, [full, replace(empty, busy=2)], warm={1: [1]}) == {}
+
+
+def test_a_warm_replica_is_not_preferred_to_a_well_one_or_to_another_node() -> None:
+    warm, cold = replace(READY, node="nodes/a"), replace(READY, number=2, node="nodes/b")
+    ticket = [(1, Rank.CONVERSION)]
+    assert assign(PLAN, ticket, [warm, cold], {1: ["nodes/a"]}, {1: [1]}) == {1: 2}
+    sick = replace(warm, condition=Condition(missed=1))
+    assert assign(PLAN, ticket, [sick, cold], warm={1: [1]}) == {1: 2}
+
+
+def test_requests_that_come_together_each_go_where_their_voice_is() -> None:
+    one, two = replace(READY, slots=1), replace(READY, number=2, slots=1)
+    tickets = [(1, Rank.CONVERSION), (2, Rank.CONVERSION)]
+    assert assign(PLAN, tickets, [one, two], warm={1: [2], 2: [1]}) == {1: 2, 2: 1}
+    # The order of arrival comes before warmth.
+    assert assign(PLAN, tickets, [one], warm={2: [1]}) == {1: 1}

@@ -16,6 +16,7 @@ from services.common.jobs.tasks import ConversionParameters, F5Voice, SpeakingPa
 from services.common.media.decode import decode, probe
 from services.common.media.encode import Format, encode
 from services.common.media.loudness import integrated_lufs
+from services.engines.rvc.conversion import ConvertParams
 from services.engines.watermark import detect
 from services.engines.whisper.scoring import word_error_rate
 from services.inference.calls import (
@@ -31,6 +32,7 @@ from services.inference.calls import (
     Speaker,
     Weights,
 )
+from services.inference.engine import conversion, spoken
 from services.inference.engine.conversion import ConversionBody, ConversionLimits
 from services.inference.engine.marking import Marking
 from services.inference.engine.running import Calls
@@ -40,6 +42,7 @@ from services.inference.model import Role
 from tests.unit.inference.test_engine_bodies import (
     SPEECH,
     cache,  # noqa: F401 - fixtures
+    convert_task,
     events_of,
     item,
     loads,  # noqa: F401
@@ -231,3 +234,55 @@ def test_a_call_is_fed_while_it_runs_and_stops_while_it_waits(
     calls.stop("two")
     waiting.join(60)
     assert ended[-1].error.reason is Reason.CANCELLED
+
+
+RANGE = {"low": 180.0, "median": 220.0, "high": 260.0}
+
+
+def tone_hz(hz: float) -> np.ndarray:
+    time_s = np.arange(24_000 * 2) / 24_000
+    return sum(0.2 * np.sin(2 * np.pi * hz * k * time_s) / k for k in range(1, 6)).astype(np.float32)
+
+
+def test_a_pitch_is_chosen_by_what_is_heard_and_told(
+    converter: ConversionBody,
+    store: MemoryArtifactStore,  # noqa: F811
+    voice: F5Voice,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[float] = []
+    for module, name in ((spoken, "convert"), (conversion, "convert"), (spoken, "BlockConverter")):
+        real = getattr(module, name)
+
+        def noting(*args: object, real=real, **kwargs: object) -> object:
+            (params,) = [arg for arg in args if isinstance(arg, ConvertParams)]
+            used.append(params.pitch_shift)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, noting)
+    how = HOW.model_copy(update={"auto_pitch": True, "pitch_shift": 1.0})
+    knows = packed_voice(tmp_path, store, 1, f0_hz=RANGE)
+    low = tone_hz(110.0)
+
+    plain = convert_task(store, knows)
+    blob = put(store, encode(low, 24_000, Format.FLAC))
+    source = plain.task.audio.model_copy(update={"blob": blob})
+    task = plain.task.model_copy(update={"parameters": how, "audio": source})
+    made = events_of(converter, replace(plain, task=task))[-1]
+    closed = streamed(converter, ConvertStream(knows, 24_000, how), [pcm(low), pcm(low)])[-1]
+    line = item(voice, "Hi.").task.model_copy(update={"converted": knows, "conversion": how})
+    whole = events_of(converter, ConvertSpoken("j", line, pcm(low), 24_000, WHO))[-1]
+    assert used == [13.0, 13.0, 13.0], "an octave, and what was asked for besides"
+    for said in (made, closed, whole):
+        assert (said.pitch_match.semitones, said.pitch_match.voice_hz) == (12.0, 220.0)
+        assert said.pitch_match.source_hz == pytest.approx(110.0, rel=0.02)
+
+    used.clear()
+    unknown = packed_voice(tmp_path, store, 2)
+    closed = streamed(converter, ConvertStream(unknown, 24_000, how), [pcm(low)])[-1]
+    assert used == [1.0], "nothing is moved by itself where the voice does not know its range"
+    assert (closed.pitch_match.semitones, closed.pitch_match.voice_hz) == (0.0, 0.0)
+    silent = streamed(converter, ConvertStream(knows, 24_000, how), [pcm(low * 0)])[-1]
+    assert (silent.pitch_match.semitones, silent.pitch_match.source_hz) == (0.0, 0.0)
+    assert streamed(converter, ConvertStream(knows, 24_000, HOW), [pcm(low)])[-1].pitch_match is None

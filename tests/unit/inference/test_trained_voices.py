@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import Reason, VoxfleetError, invalid
-from services.common.jobs.model import SpeechQuality, Succeeded
+from services.common.jobs.model import PitchMatch, SpeechQuality, Succeeded
 from services.common.jobs.tasks import (
     ConversionParameters,
     F5Voice,
@@ -19,6 +19,7 @@ from services.common.jobs.tasks import (
     SpeakTask,
     TimedWord,
 )
+from services.common.jobs.wire import output_from_proto, output_to_proto
 from services.inference.app.encoding import _encoder
 from services.inference.app.pool import Pool
 from services.inference.app.speakers import Speakers
@@ -138,19 +139,21 @@ async def test_a_text_is_spoken_from_the_voices_own_recording_and_converted_piec
     rig.speaking.send(pcm(6_000), closed, None)
     await settle()
     assert [len(piece) for piece in rig.converting.fed] == [24_000, 12_000, 0]
-    rig.converting.send(pcm(0), pcm(12_000), Closed(), None)
+    match = PitchMatch(5.0, 165.0, 220.0)
+    rig.converting.send(pcm(0), pcm(12_000), Closed(pitch_match=match), None)
     header, *samples, summary = await task
     assert isinstance(header, Header)
     assert (header.rate_hz, header.chunks, header.engine, header.weights) == (40_000, 2, "rvc", RVC_WEIGHTS)
     assert sum(map(len, samples)) == 2 * 30_000
     assert isinstance(summary, Summary)
-    assert summary.closed == closed
+    assert summary.closed == replace(closed, pitch_match=match)
     assert summary.work_s == pytest.approx(5 * 0.25), "of both engines"
     shown = summary_of(summary).provenance
     assert (shown.engine, shown.voice, shown.weights_licence) == ("rvc", SINGER.name, "CC-BY-4.0")
     assert (shown.speaker, shown.speaker_weights) == (RECORDING.name, "small")
     assert (shown.speaker_weights_licence, shown.speaker_weights_trained) == ("MIT", False)
     assert (shown.weights_trained, shown.watermarked, shown.seed) == (True, True, 11)
+    assert (shown.pitch_match.semitones, shown.pitch_match.voice_hz) == (5.0, 220.0)
     assert [replica.busy for pool in (rig.f5, rig.rvc) for replica in pool.replicas] == [0, 0]
 
 
@@ -324,10 +327,13 @@ async def test_an_item_goes_through_both_pools_and_names_both(tmp_path: Path) ->
     assert (len(asked.spoken), asked.from_hz, asked.speaker.name) == (200, 24_000, VOICE.name)
     assert (asked.task.conversion.protect, asked.task.conversion.seed) == (0.1, 7)
     assert asked.task.parameters.loudness_lufs == -20.0
-    rig.converter.calls[-1].send(made(), None)
+    match = PitchMatch(5.0, 165.0, 220.0)
+    rig.converter.calls[-1].send(replace(made(), pitch_match=match), None)
     done = await task
     assert isinstance(done, Succeeded)
     (audio,) = done.audios
+    assert audio.pitch_match == match
+    assert output_from_proto(output_to_proto(audio)) == audio, "on the wire too"
     assert (audio.engine, audio.voice, audio.words) == ("rvc", SINGER.name, words)
     assert audio.spoken is not None
     assert (audio.spoken.name, audio.spoken.weights, audio.spoken.weights_licence) == (

@@ -113,23 +113,14 @@ def test_say_writes_a_wav(run: Run, double: Double, tmp_path: Path) -> None:
 
 def test_say_in_a_trained_voice_names_the_speaker_and_how_to_convert(run: Run, double: Double) -> None:
     double.speech = [HEADER, *PIECES, SUMMARY]
-    run(
-        "say",
-        "Hello.",
-        "--voice",
-        "v-rvc",
-        "--speaker",
-        "v-anna",
-        "--index-rate",
-        "0",
-        "--f0-method",
-        "swift",
-    )
+    how = ("--speaker", "v-anna", "--index-rate", "0", "--f0-method", "swift", "--auto-pitch")
+    run("say", "Hello.", "--voice", "v-rvc", *how)
     asked = double.asked("Synthesize")[-1].parameters
     assert asked.speaker == f"{TEAM}/voices/v-anna"
     assert asked.conversion.HasField("index_rate")
     assert (asked.conversion.index_rate, asked.conversion.f0_method) == (0.0, "swift")
     assert not asked.conversion.HasField("protect")
+    assert asked.conversion.auto_pitch
     run("say", "Hello.", "--voice", "v-anna")
     plain = double.asked("Synthesize")[-1].parameters
     assert (plain.speaker, plain.HasField("conversion")) == ("", False)
@@ -225,6 +216,30 @@ def test_convert_downloads_in_the_format_of_the_files_ending(
     assert request.output.format == synthesis_pb2.AUDIO_FORMAT_FLAC
     assert request.parameters.HasField("pitch_shift")
     assert not request.parameters.HasField("index_rate")
+
+
+def test_convert_takes_several_files_and_downloads_each_under_its_own_name(
+    run: Run, double: Double, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.wav").write_bytes(name.encode())
+    batch = job(SUCCEEDED, batch_counts=job_pb2.BatchCounts(total=2, succeeded=1, failed=1))
+    double.jobs[NAME] = batch
+    double.watches.append([change(1, SUCCEEDED)])
+    double.audios[f"{TEAM}/audios/a-out1"] = b"converted"
+    bad = job_pb2.Job(name=f"{TEAM}/jobs/j-2", item_id="x", item_index=1)
+    bad.error.reason, bad.error.message = "AUDIO_SILENT", "there is nothing to hear"
+    good = job_pb2.Job(name=f"{TEAM}/jobs/j-1", item_id=f"{TEAM}/audios/a", item_index=0)
+    good.result.audios.append(f"{TEAM}/audios/a-out1")
+    double.items = [good, bad]
+    files = ("one.wav", "two.wav")
+    done = run("convert", *files, "--voice", "v-anna", "--out-dir", "made", "--format", "flac")
+    assert done.exit_code == 0, done.stderr
+    assert len(double.asked("ConvertAudio")[0].audios) == 2
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["one.flac"]
+    assert "two: AUDIO_SILENT: there is nothing to hear" in done.stderr
+    assert "1 of 2 recordings succeeded, 1 failed" in done.stderr
+    assert run("convert", *files, "--voice", "v-anna", "-o", "x.flac").exit_code == 2
 
 
 def test_convert_gives_each_engine_what_is_its_own(run: Run, double: Double) -> None:

@@ -466,6 +466,7 @@ class Provenance(_message.Message):
     SPEAKER_WEIGHTS_FIELD_NUMBER: _builtins.int
     SPEAKER_WEIGHTS_TRAINED_FIELD_NUMBER: _builtins.int
     SPEAKER_WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
+    PITCH_MATCH_FIELD_NUMBER: _builtins.int
     generated: _builtins.bool
     """Always true for what Voxfleet made."""
     voice: _builtins.str
@@ -492,6 +493,10 @@ class Provenance(_message.Message):
     """Whether those were ever trained."""
     speaker_weights_licence: _builtins.str
     """SPDX id of their licence."""
+    @_builtins.property
+    def pitch_match(self) -> Global___PitchMatch:
+        """What `auto_pitch` chose; unset where it was not asked for."""
+
     def __init__(
         self,
         *,
@@ -508,14 +513,45 @@ class Provenance(_message.Message):
         speaker_weights: _builtins.str = ...,
         speaker_weights_trained: _builtins.bool = ...,
         speaker_weights_licence: _builtins.str = ...,
+        pitch_match: Global___PitchMatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pitch_match", b"pitch_match"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "seed", b"seed", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "generated", b"generated", "job", b"job", "pitch_match", b"pitch_match", "seed", b"seed", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class PitchMatch(_message.Message):
+    """By how much a conversion moved the pitch by itself, and from what it was chosen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEMITONES_FIELD_NUMBER: _builtins.int
+    SOURCE_HZ_FIELD_NUMBER: _builtins.int
+    VOICE_HZ_FIELD_NUMBER: _builtins.int
+    semitones: _builtins.float
+    """Whole semitones; 0 where one of the two is not known."""
+    source_hz: _builtins.float
+    """Median pitch of the source; 0 where too little of it has one."""
+    voice_hz: _builtins.float
+    """Median pitch that the voice was trained on; 0 where the voice does not know."""
+    def __init__(
+        self,
+        *,
+        semitones: _builtins.float = ...,
+        source_hz: _builtins.float = ...,
+        voice_hz: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["semitones", b"semitones", "source_hz", b"source_hz", "voice_hz", b"voice_hz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PitchMatch: _TypeAlias = PitchMatch  # noqa: Y015
 
 @_typing.final
 class Upload(_message.Message):

@@ -626,6 +626,7 @@ class ConversionParameters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PREPROCESSING_FIELD_NUMBER: _builtins.int
     SPEAKING_FIELD_NUMBER: _builtins.int
+    AUTO_PITCH_FIELD_NUMBER: _builtins.int
     pitch_shift: _builtins.float
     """Semitones, -24 to 24."""
     index_rate: _builtins.float
@@ -640,6 +641,10 @@ class ConversionParameters(_message.Message):
     """The voice's own by default."""
     seed: _builtins.int
     """The same seed gives the same audio, up to 2^31 - 1."""
+    auto_pitch: _builtins.bool
+    """Engine `rvc`: moves the pitch by whole semitones, an octave at most, from the median of the source to that
+    which the voice was trained on; `pitch_shift` is added. What was chosen stands in the provenance.
+    """
     @_builtins.property
     def preprocessing(self) -> _audio_pb2.Preprocessing:
         """What to do to the recording first."""
@@ -660,10 +665,11 @@ class ConversionParameters(_message.Message):
         seed: _builtins.int = ...,
         preprocessing: _audio_pb2.Preprocessing | None = ...,
         speaking: Global___SynthesisParameters | None = ...,
+        auto_pitch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "speaking", b"speaking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "f0_method", b"f0_method", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "seed", b"seed", "speaking", b"speaking"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius", "_index_rate", b"_index_rate", "_pitch_shift", b"_pitch_shift", "_protect", b"_protect", "_rms_mix_rate", b"_rms_mix_rate", "auto_pitch", b"auto_pitch", "f0_method", b"f0_method", "filter_radius", b"filter_radius", "index_rate", b"index_rate", "pitch_shift", b"pitch_shift", "preprocessing", b"preprocessing", "protect", b"protect", "rms_mix_rate", b"rms_mix_rate", "seed", b"seed", "speaking", b"speaking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__filter_radius: _TypeAlias = _typing.Literal["filter_radius"]  # noqa: Y015
     _WhichOneofArgType__filter_radius: _TypeAlias = _typing.Literal["_filter_radius", b"_filter_radius"]  # noqa: Y015

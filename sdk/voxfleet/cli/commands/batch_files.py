@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +52,20 @@ def download_items(
     format: str,  # noqa: A002
     *,
     words: bool = False,
+    names: Sequence[str] = (),
 ) -> None:
     """Downloads the audio of each item that succeeded, and says why the others did not.
 
-    Where ``words`` are wanted, a file ``.words.json`` beside each says when each word is spoken.
+    Where ``words`` are wanted, a file ``.words.json`` beside each says when each word is spoken. ``names``
+    are what to call the items, in their order, in place of their ids.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Any]] = []
     taken: set[str] = set()
     for item in session.client.jobs.items(batch.name):
         item_id = item.item_id or str(item.item_index)
+        if names:
+            item_id = names[item.item_index]
         if not item.result.audios:
             files.append({"item_id": item_id, "error": output.to_json(item.error)})
             session.remark(f"{item_id}: {item.error.reason}: {item.error.message}")
@@ -74,7 +78,8 @@ def download_items(
         files.append(made)
         session.say(str(path))
     counts = batch.batch_counts
-    session.remark(f"{counts.succeeded} of {counts.total} lines succeeded, {counts.failed} failed")
+    what = "recordings" if names else "lines"
+    session.remark(f"{counts.succeeded} of {counts.total} {what} succeeded, {counts.failed} failed")
     if session.as_json:
         output.print_json({"job": output.to_json(batch), "files": files})
     session.note_weights([batch])

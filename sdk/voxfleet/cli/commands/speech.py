@@ -61,6 +61,9 @@ FilterRadius = Annotated[int | None, typer.Option(help="Trained voices: 0 to 7; 
 RmsMixRate = Annotated[float | None, typer.Option(help="Trained voices: 0 to 1; 0.25 by default.")]
 Protect = Annotated[float | None, typer.Option(help="Trained voices: 0 to 0.5; 0.33 by default.")]
 F0Method = Annotated[str, typer.Option(help="Trained voices: the voice's own by default.")]
+AutoPitch = Annotated[
+    bool, typer.Option("--auto-pitch", help="Trained voices: bring the source's pitch to the voice's.")
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -107,6 +110,7 @@ def say(
     rms_mix_rate: RmsMixRate = None,
     protect: Protect = None,
     f0_method: F0Method = "",
+    auto_pitch: AutoPitch = False,
 ) -> None:
     """Speak a text with a voice, to a file."""
     from voxfleet.v1 import synthesis_pb2
@@ -135,6 +139,7 @@ def say(
                 rms_mix_rate=rms_mix_rate,
                 protect=protect,
                 f0_method=f0_method,
+                auto_pitch=auto_pitch,
             ),
         ),
         format=format_of(to, format),
@@ -203,6 +208,7 @@ def batch(
     rms_mix_rate: RmsMixRate = None,
     protect: Protect = None,
     f0_method: F0Method = "",
+    auto_pitch: AutoPitch = False,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     label: Annotated[list[str], typer.Option(help="key=value; may be repeated.")] = [],  # noqa: B006
     after: After = [],  # noqa: B006
@@ -236,6 +242,7 @@ def batch(
                 rms_mix_rate=rms_mix_rate,
                 protect=protect,
                 f0_method=f0_method,
+                auto_pitch=auto_pitch,
             ),
         ),
         format=format,
@@ -259,13 +266,17 @@ def batch(
 
 def convert(
     session: Session,
-    audio: Annotated[
-        str, typer.Argument(metavar="AUDIO-or-FILE", help="The recording to convert.", show_default=False)
+    audios: Annotated[
+        list[str],
+        typer.Argument(metavar="AUDIO-or-FILE…", help="The recordings to convert.", show_default=False),
     ],
     *,
     voice: Voice,
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="Wait for the end, and download to this file.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Wait for the end, and download each recording into this folder.")
     ] = None,
     engine: Annotated[
         str,
@@ -277,6 +288,7 @@ def convert(
     rms_mix_rate: RmsMixRate = None,
     protect: Protect = None,
     f0_method: F0Method = "",
+    auto_pitch: AutoPitch = False,
     seed: Seed = 0,
     preset: Annotated[str, typer.Option(help="f5: fast, balanced or quality.")] = "",
     steps: Annotated[int, typer.Option(help="f5: 4 to 64; overrides the preset.")] = 0,
@@ -292,16 +304,18 @@ def convert(
     priority: Priority = 0,
     follow: Follow = False,
 ) -> None:
-    """Turn the voice of a recording into another, as a job."""
+    """Turn the voice of recordings into another, as a job; of several, a bad one fails alone."""
     from voxfleet.v1 import synthesis_pb2
 
+    if to is not None and (len(audios) > 1 or out_dir is not None):
+        raise typer.BadParameter("several recordings go into a folder: give --out-dir, not --output")
     speaking = synthesis_pb2.SynthesisParameters(
         preset=preset, steps=steps, language=language, style=style, lexicons=lexicon
     )
     given = speaking != synthesis_pb2.SynthesisParameters()
-    name = session.audio(audio, "conversion")
+    names = [session.audio(audio, "conversion") for audio in audios]
     job = session.client.synthesis.convert(
-        name,
+        names,
         voice,
         engine=engine,
         parameters=synthesis_pb2.ConversionParameters(
@@ -311,6 +325,7 @@ def convert(
             rms_mix_rate=rms_mix_rate,
             protect=protect,
             f0_method=f0_method,
+            auto_pitch=auto_pitch,
             seed=seed,
             # Only where it was given: the other engine refuses what it does not heed.
             speaking=speaking if given else None,
@@ -321,11 +336,18 @@ def convert(
         depends_on=after,
         priority=priority,
     )
-    if to is None:
+    if to is None and out_dir is None:
         session.submitted(job, follow=follow)
         return
     session.remark(job.name)
     ended = session.follow(job)
+    stems = [Path(audio).stem for audio in audios]
+    if out_dir is not None and len(audios) > 1:
+        download_items(session, ended, out_dir, format or "wav", names=stems)
+        return
+    if out_dir is not None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    to = to or (out_dir or Path()) / f"{stems[0]}.{format or 'wav'}"
     path = download_to(session, ended.result.audios[0], to)
     session.say(str(path))
     if session.as_json:

@@ -127,6 +127,7 @@ def conversion(
     rms_mix_rate: float | None,
     protect: float | None,
     f0_method: str,
+    auto_pitch: bool,
 ) -> synthesis_pb2.ConversionParameters | None:
     """How a text in a trained voice is converted; None where nothing was said of it."""
     from voxfleet.v1 import synthesis_pb2
@@ -137,5 +138,6 @@ def conversion(
         rms_mix_rate=rms_mix_rate,
         protect=protect,
         f0_method=f0_method,
+        auto_pitch=auto_pitch,
     )
     return found if found.ListFields() else None

@@ -838,6 +838,7 @@ class OutputAudio(_message.Message):
     SPEAKER_WEIGHTS_FIELD_NUMBER: _builtins.int
     SPEAKER_WEIGHTS_TRAINED_FIELD_NUMBER: _builtins.int
     SPEAKER_WEIGHTS_LICENCE_FIELD_NUMBER: _builtins.int
+    PITCH_MATCH_FIELD_NUMBER: _builtins.int
     duration_s: _builtins.float
     """Its length."""
     rate_hz: _builtins.int
@@ -886,6 +887,10 @@ class OutputAudio(_message.Message):
     def quality(self) -> _audio_pb2.SpeechQuality:
         """How well it came out."""
 
+    @_builtins.property
+    def pitch_match(self) -> _audio_pb2.PitchMatch:
+        """What auto pitch chose."""
+
     def __init__(
         self,
         *,
@@ -910,10 +915,11 @@ class OutputAudio(_message.Message):
         speaker_weights: _builtins.str = ...,
         speaker_weights_trained: _builtins.bool = ...,
         speaker_weights_licence: _builtins.str = ...,
+        pitch_match: _audio_pb2.PitchMatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "quality", b"quality"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "pitch_match", b"pitch_match", "quality", b"quality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "voice_file", b"voice_file", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "channels", b"channels", "codec", b"codec", "display_name", b"display_name", "duration_s", b"duration_s", "engine", b"engine", "pitch_match", b"pitch_match", "quality", b"quality", "rate_hz", b"rate_hz", "seed", b"seed", "source_audio", b"source_audio", "speaker", b"speaker", "speaker_weights", b"speaker_weights", "speaker_weights_licence", b"speaker_weights_licence", "speaker_weights_trained", b"speaker_weights_trained", "voice", b"voice", "voice_file", b"voice_file", "watermarked", b"watermarked", "weights", b"weights", "weights_licence", b"weights_licence", "weights_trained", b"weights_trained", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
