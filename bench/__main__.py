@@ -8,10 +8,16 @@ import sys
 
 import bench
 
+_NO_BENCHMARKS = ("failures",)
+
 
 def main() -> int:
     """Runs every benchmark in a process of its own."""
-    names = sorted(found.name for found in pkgutil.iter_modules(bench.__path__) if found.name[0] != "_")
+    names = sorted(
+        found.name
+        for found in pkgutil.iter_modules(bench.__path__)
+        if not found.ispkg and found.name[0] != "_" and found.name not in _NO_BENCHMARKS
+    )
     failed = []
     for name in names:
         print(f"== bench.{name}", flush=True)

@@ -34,12 +34,14 @@ from bench.peers.rvc import material, reference
 from bench.peers.rvc.stock_training import StockTrainer
 from services.engines.rvc import f0 as pitch
 from services.engines.rvc.audio import CONTENT_RATE_HZ, Floats
+from services.engines.rvc.batches import SliceStore
 from services.engines.rvc.config import TINY_40K, V2_40K, ModelConfig
 from services.engines.rvc.content import ContentSources, content_encoder
 from services.engines.rvc.conversion import ConvertParams, convert
-from services.engines.rvc.features import FeatureSet, SliceFeatures, make_batch
+from services.engines.rvc.features import FeatureSet, SliceFeatures
+from services.engines.rvc.parallel import Alone
 from services.engines.rvc.state import TrainParams, new_state
-from services.engines.rvc.training import train_step
+from services.engines.rvc.step import Share, train_step
 from services.engines.rvc.voice import Voice, load_voice
 
 SPEECH = Path(__file__).parents[1] / "tests" / "fixtures" / "speech" / "target_en.flac"
@@ -88,12 +90,13 @@ class Bench:
         folder = self.folder / "slices"
         folder.mkdir()
         stock = StockTrainer(new_state(config, params, device), features, folder)
+        store = SliceStore(features.slices, config, ours.device)
         order = np.random.default_rng(0)
 
         def own_step() -> None:
-            chosen = order.choice(len(features.slices), params.batch_size, replace=False)
-            batch = make_batch([features.slices[index] for index in chosen], config.hop, ours.device)
-            metrics = train_step(ours, batch)
+            chosen = order.choice(len(features.slices), params.batch_size, replace=False).tolist()
+            frames = sum(store.lengths[index] for index in chosen)
+            metrics = train_step(ours, Share(store.batch(chosen), len(chosen), frames), Alone())
             if device == "cpu" and not np.isfinite(float(metrics.loss_g)):
                 raise UnmeasurableError("our loss is not a number")
 

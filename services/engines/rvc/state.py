@@ -145,7 +145,7 @@ def assemble(
             betas=(params.beta_1, params.beta_2),
             eps=params.epsilon,
             # The stock trainer is bound by the host's launches: one kernel for all parameters.
-            fused=on_cuda,
+            fused=True,
         )
         for model in (synthesizer, discriminator)
     )

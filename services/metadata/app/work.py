@@ -269,6 +269,7 @@ class Work:
             node=node or job.node,
             batch_scale=job.batch_scale,
             chance=self._chance,
+            kind=job.kind,
         )
         if not isinstance(verdict, Retry):
             return End(job.fence, JobState.FAILED, outcome, message, error=error, failure_class=failure.value)

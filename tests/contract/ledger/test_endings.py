@@ -36,6 +36,14 @@ async def test_what_may_go_better_is_tried_again_after_a_while(desk, failure):
     assert record.error == {"reason": "X", "message": "y"}
 
 
+async def test_what_has_no_batch_is_tried_elsewhere_where_memory_did_not_do(desk):
+    await desk.submit("bundle.pull")
+    ended = (
+        await desk.fail((await desk.claim_one("bundle.pull", node="n1")).fence, FailureClass.RESOURCE)
+    ).job
+    assert (ended.state, ended.batch_scale, ended.avoid_nodes) == (JobState.QUEUED, 1.0, ("n1",))
+
+
 @pytest.mark.parametrize("failure", [FailureClass.INPUT, FailureClass.PERMANENT])
 async def test_what_cannot_go_better_is_not_tried_again(desk, failure):
     job_id = await desk.submit()
