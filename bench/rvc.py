@@ -4,8 +4,9 @@ Names: ``train_steps_vs_reference`` (steps a second over those of ``bench.peers.
 model and data, by turns), ``conversion_vs_rvc_python_10s`` and ``_60s`` (seconds of ``rvc-python`` over ours:
 same voice of full size, same encoder, same F0 method, both resident and warm, as many threads),
 ``warm_vs_cold_voice`` (a conversion with the voice in memory over one that loads it first),
-``rss_growth_after_200_conversions_mib`` (own pages of a process that keeps converting). What makes it fair
-stands in ``docs/benchmarks/rvc.md``.
+``rss_growth_after_200_conversions_mib`` (own pages of a process that keeps converting), ``resume_loss_gap``
+(the last losses of a training that was killed and resumed, against those of an unbroken one, as a share).
+What makes it fair stands in ``docs/benchmarks/rvc.md``.
 """
 
 from __future__ import annotations
@@ -35,19 +36,22 @@ from bench.peers.rvc.stock_training import StockTrainer
 from services.engines.rvc import f0 as pitch
 from services.engines.rvc.audio import CONTENT_RATE_HZ, Floats
 from services.engines.rvc.batches import SliceStore
+from services.engines.rvc.checkpoint import load_checkpoint, save_checkpoint
 from services.engines.rvc.config import TINY_40K, V2_40K, ModelConfig
 from services.engines.rvc.content import ContentSources, content_encoder
 from services.engines.rvc.conversion import ConvertParams, convert
 from services.engines.rvc.features import FeatureSet, SliceFeatures
 from services.engines.rvc.parallel import Alone
-from services.engines.rvc.state import TrainParams, new_state
+from services.engines.rvc.state import State, TrainParams, new_state
 from services.engines.rvc.step import Share, train_step
+from services.engines.rvc.training import train
 from services.engines.rvc.voice import Voice, load_voice
 
 SPEECH = Path(__file__).parents[1] / "tests" / "fixtures" / "speech" / "target_en.flac"
 Figures = dict[str, float]
 _PARAMS = ConvertParams(f0_method="pm", index_rate=0.5, rms_mix_rate=1.0, filter_radius=0)
 _SLICE_S = 3
+_MARKS = "saved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,11 @@ class Sizes:
     rounds: int
     conversions: int
     long_s: int
+    resumed_steps: int
 
 
-FULL = Sizes(steps=20, rounds=3, conversions=200, long_s=60)
-QUICK = Sizes(steps=3, rounds=1, conversions=6, long_s=11)
+FULL = Sizes(steps=20, rounds=3, conversions=200, long_s=60, resumed_steps=60)
+QUICK = Sizes(steps=3, rounds=1, conversions=6, long_s=11, resumed_steps=8)
 
 
 @dataclass
@@ -180,6 +185,69 @@ class Bench:
         self.say(f"{before:.0f} MiB before, {after:.0f} after")
         return {f"rss_growth_after_{self.sizes.conversions}_conversions_mib": after - before}
 
+    def resume(self) -> Figures:
+        """Two trainings in processes of their own, one of them killed half way and begun again."""
+        steps = self.sizes.resumed_steps
+        unbroken = self._trained(self.folder / "unbroken", steps)
+        folder = self.folder / "killed"
+        with _training(folder, steps) as process:
+            marks = folder / _MARKS
+            while not (marks.exists() and int(marks.read_text() or 0) >= steps // 2):
+                if process.poll() is not None:
+                    raise UnmeasurableError("the training to be killed ended by itself")
+                time.sleep(0.05)
+            process.kill()
+        resumed = self._trained(folder, steps)
+        first, *_ = (step for step, _ in resumed)
+        if not 1 < first <= steps:
+            raise UnmeasurableError(f"the killed training went on from step {first}")
+        shared = max(len(resumed) // 2, 1)
+        a, b = (statistics.mean(loss for _, loss in losses[-shared:]) for losses in (unbroken, resumed))
+        self.say(f"resumed at step {first}: {b:.4f}, unbroken {a:.4f} over the last {shared} steps")
+        return {"resume_loss_gap": abs(b - a) / a}
+
+    def _trained(self, folder: Path, steps: int) -> list[tuple[int, float]]:
+        with _training(folder, steps) as process:
+            out, error = process.communicate()
+        if process.returncode:
+            raise UnmeasurableError(f"a training failed: {error[-500:]}")
+        return [(int(step), float(loss)) for step, loss in json.loads(out.splitlines()[-1])]
+
+
+@contextmanager
+def _training(folder: Path, steps: int) -> Iterator[subprocess.Popen[str]]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "bench.rvc", "--train", str(folder), "--steps", str(steps)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def trained(folder: Path, steps: int) -> list[tuple[int, float]]:
+    """Mel losses by step of a training to so many steps, on from the checkpoint that ``folder`` may hold."""
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = V2_40K if device == "cuda" else TINY_40K
+    path = folder / "checkpoint"
+    params = TrainParams(epochs=steps, max_steps=steps, batch_size=4, checkpoint_steps=3, progress_s=0)
+    state = load_checkpoint(path, device) if path.exists() else new_state(config, params, device)
+    losses: list[tuple[int, float]] = []
+
+    def on_checkpoint(state: State) -> None:
+        save_checkpoint(path, state)
+        (folder / _MARKS).write_text(str(state.step))
+
+    train(
+        state,
+        _features(config),
+        on_progress=lambda progress: losses.append((progress.step, progress.loss_mel)),
+        on_checkpoint=on_checkpoint,
+    )
+    return losses
+
 
 def resident(conversions: int) -> tuple[float, float]:
     """Own MiB of this process before and after so many conversions of 1 to 30 s with a tiny voice.
@@ -247,6 +315,7 @@ PARTS: Mapping[str, Callable[[Bench], Figures]] = {
     "training": Bench.training,
     "conversion": Bench.conversion,
     "memory": Bench.memory,
+    "resume": Bench.resume,
 }
 
 
@@ -269,9 +338,14 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=2, help="of torch, on either side")
     parser.add_argument("--resident", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.resident:
         print(json.dumps(resident(arguments.resident)))
+        return 0
+    if arguments.train:
+        print(json.dumps(trained(arguments.train, arguments.steps)))
         return 0
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="vfb-") as folder:

@@ -14,6 +14,7 @@ from services.common.artifacts.model import work_prefix
 from services.engines.rvc.package import unpack_voice
 from services.engines.rvc.voice import load_weights_of, read_facts
 from tests.polling import until
+from tests.processes import RANKS, children_running
 from voxfleet.internal.v1 import work_pb2
 
 pytestmark = pytest.mark.timeout(300)
@@ -147,20 +148,11 @@ def test_two_trainings_hold_two_gpus_and_a_bad_clip_fails_alone(site):
     site.until(lambda: site.actors() == [] and site.ledger.gpus_free == 2.0)
 
 
-def ranks(actor: int) -> list[int]:
-    """Pids of the processes of a training's GPUs but the first."""
-    return [
-        child.pid
-        for child in psutil.Process(actor).children(recursive=True)
-        if "services.trainer.stages.ranks" in child.cmdline()
-    ]
-
-
 def test_one_training_holds_two_gpus_and_its_end_leaves_no_process_of_either(site):
     site.ledger.lease("pair", site.task(max_steps=5_000, gpus=2))
     site.until(lambda: site.ledger.step("pair") > 1 and site.ledger.gpus_free == 0.0)
     (actor,) = site.actors()
-    first = ranks(actor)
+    first = [child.pid for child in children_running(RANKS, actor)]
     assert len(first) == 1
     site.until(lambda: len(site.ledger.checkpoints.get("pair", [])) > 0)
     os.kill(actor, signal.SIGKILL)

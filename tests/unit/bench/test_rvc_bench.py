@@ -6,7 +6,7 @@ from bench.peers.rvc import reference
 from bench.peers.rvc.material import near_vectors
 from bench.rvc import PARTS, Bench, Sizes
 
-SMALL = Sizes(steps=1, rounds=1, conversions=1, long_s=1)
+SMALL = Sizes(steps=1, rounds=1, conversions=1, long_s=1, resumed_steps=6)
 
 
 def test_a_step_of_the_stock_recipe_and_ours_are_raced(tmp_path):
@@ -14,6 +14,14 @@ def test_a_step_of_the_stock_recipe_and_ours_are_raced(tmp_path):
     figures = PARTS["training"](Bench(tmp_path, SMALL, 1, said.append))
     assert figures["train_steps_vs_reference"] > 0.1
     assert "stock recipe" in said[0]
+
+
+def test_a_training_is_killed_and_resumed(tmp_path):
+    said = []
+    figures = PARTS["resume"](Bench(tmp_path, SMALL, 1, said.append))
+    # On a CPU the two are one and the same.
+    assert figures == {"resume_loss_gap": 0.0}
+    assert "resumed at step" in said[0]
 
 
 def test_without_upstreams_packages_no_figure_is_printed(tmp_path, monkeypatch):

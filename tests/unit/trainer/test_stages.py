@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from services.common.artifacts.memory_store import MemoryArtifactStore
@@ -27,6 +26,7 @@ from services.trainer.stages.publish import publish
 from services.trainer.stages.runner import StageKit, StageRunner, unexpected
 from services.trainer.stages.steps import Ground
 from services.trainer.stages.training import CheckpointSaver, train
+from tests.processes import RANKS, children_running
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "speech" / "clip_en_1.flac"
 
@@ -311,10 +311,6 @@ def test_a_loss_that_stays_no_number_fails_and_the_last_checkpoint_is_sound(benc
     assert max(saved) == 2
 
 
-def other_ranks() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ranks" in " ".join(child.cmdline())]
-
-
 def test_two_ranks_train_in_two_processes_and_leave_none(bench):
     work = bench(max_steps=3, clips=2, gpus=2)
     work.prepare()
@@ -322,7 +318,7 @@ def test_two_ranks_train_in_two_processes_and_leave_none(bench):
     trained = work.train(telling)
     assert (trained.checkpoint.step, trained.stopped) == (3, False)
     assert [step for step, _ in trained.curve] == [1, 2, 3]
-    assert not other_ranks()
+    assert not children_running(RANKS)
     resumed = work.train(
         checkpoints=(trained.checkpoint,),
         features=trained.features,
@@ -339,7 +335,7 @@ def test_a_rank_that_dies_fails_the_stage_and_leaves_none(bench, monkeypatch):
 
     def kills_the_other(state, share, group):
         if state.step == 1:
-            for child in other_ranks():
+            for child in children_running(RANKS):
                 child.kill()
         return take(state, share, group)
 
@@ -349,7 +345,7 @@ def test_a_rank_that_dies_fails_the_stage_and_leaves_none(bench, monkeypatch):
     with pytest.raises(VoxfleetError) as raised:
         work.train()
     assert (raised.value.reason, raised.value.failure) == (Reason.WORKER_LOST, FailureClass.TRANSIENT)
-    assert not other_ranks()
+    assert not children_running(RANKS)
 
 
 def test_a_lack_of_memory_outside_of_the_steps_is_of_that_class_too(bench):
